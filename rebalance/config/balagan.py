@@ -1,0 +1,77 @@
+"""Options of the BalaGAN method. Defaults are the released values where the paper's code has one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rebalance.config.options import Options, option
+
+
+@dataclass(frozen=True)
+class GeneratorOptions(Options):
+    """The translator G(x, y) = F(E_source(x), E_ref(y))."""
+
+    base_filters: int = option(64, "channels after the first convolution", at_least=1)
+    content_downs: int = option(3, "stride-2 convolutions of the source encoder, each doubling channels", at_least=1)
+    reference_downs: int = option(4, "stride-2 convolutions of the reference encoder; the first two double", at_least=2)
+    residual_blocks: int = option(2, "residual blocks of the source encoder, and AdaIN ones of the decoder", at_least=1)
+    style_size: int = option(64, "length of the style code", at_least=1)
+    mlp_width: int = option(256, "width of the MLP from style code to AdaIN parameters", at_least=1)
+    mlp_layers: int = option(3, "linear layers of that MLP", at_least=2)
+    stem_kernel: int = option(7, "kernel of the first and last convolution", at_least=1)
+    down_kernel: int = option(4, "kernel of the stride-2 convolutions", choices=(2, 4, 6))
+    up_kernel: int = option(5, "kernel of the convolution after each upsampling", choices=(1, 3, 5, 7))
+
+
+@dataclass(frozen=True)
+class DiscriminatorOptions(Options):
+    """The discriminator: a shared trunk, an adversarial head and a class head."""
+
+    base_filters: int = option(64, "channels after the first convolution", at_least=1)
+    blocks: int = option(10, "residual blocks, two a stage, pooling between stages", at_least=2)
+    max_filters: int = option(1024, "channels stop doubling here", at_least=1)
+    stem_kernel: int = option(7, "kernel of the first convolution", at_least=1)
+    classifier_head: bool = option(True, "the D_cls head; off is the paper's ablation B")
+
+
+@dataclass(frozen=True)
+class LossWeights(Options):
+    """Weights of the terms of equations 2 to 6."""
+
+    adversarial: float = option(1.0, "hinge loss", at_least=0)
+    reconstruction: float = option(0.1, "L1 between x and G(x, x)", at_least=0)
+    feature_matching: float = option(1.0, "L1 between pooled discriminator features", at_least=0)
+    classification: float = option(1.0, "cross-entropy of the class head on real images", at_least=0)
+    r1: float = option(
+        10 / 9,
+        "R1 on the mean squared gradient norm of an image; the released 10 acts on the gradient of a mean over a batch "
+        "of 3, which is 10/9 here",
+        at_least=0,
+    )
+
+
+@dataclass(frozen=True)
+class BalaganOptions(Options):
+    """Everything that is BalaGAN's own."""
+
+    generator: GeneratorOptions = option(GeneratorOptions, "translator")
+    discriminator: DiscriminatorOptions = option(DiscriminatorOptions, "discriminator")
+    weights: LossWeights = option(LossWeights, "loss weights")
+    lr_generator: float = option(1e-4, "learning rate of the generator", above=0)
+    lr_discriminator: float = option(1e-4, "learning rate of the discriminator", above=0)
+    target_in_training: bool = option(True, "train on target images; off is the paper's ablation C (FUNIT)")
+    adversarial_reconstruction: bool = option(
+        True, "the generator's adversarial and feature-matching terms also take the reconstruction, as released"
+    )
+    diff_augment: tuple[str, ...] = option(
+        (),
+        "DiffAugment policy, the same in both networks' steps",
+        choices=("brightness", "contrast", "saturation", "translation", "cutout"),
+    )
+    translation_fraction: float = option(0.125, "largest DiffAugment shift, of the image's side", at_least=0, at_most=1)
+    reference_patch_shuffle: int = option(
+        0,
+        "cut the reference into this many patches a side, shuffle and flip them before the reference encoder, so that "
+        "style codes cannot carry outlines; 0 is off, as in the paper",
+        at_least=0,
+    )

@@ -1,0 +1,79 @@
+"""The demonstration: the whole job on real images that come inside a package."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from rebalance import files, images, reporting
+from rebalance.training import RunDirectory
+
+POOR = {"3": 20, "8": 20, "9": 20}
+"""Train images that are left of the classes made rare."""
+
+FINAL = 140
+"""Images that each of them gets in the end."""
+
+_N_TEST = 40
+_QUICK = ("--set", "training.steps=60", "--set", "modalities.encoder.steps=20")
+
+
+def write_digits(folder: Path) -> None:
+    """Write scikit-learn's digits as `folder/{train,test}/DIGIT/*.png` (8 x 8 px, gray), three classes made rare.
+
+    Args:
+        folder: made if it does not exist; the same files again if it does.
+    """
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    for digit in range(10):
+        rows = order[digits.target[order] == digit]
+        name = str(digit)
+        train = rows[_N_TEST:][: POOR.get(name)]
+        for split, chosen in (("test", rows[:_N_TEST]), ("train", train)):
+            for row in np.sort(chosen):
+                pixels = (digits.images[row] * 255 / 16).round().astype(np.uint8)
+                path = folder / split / name / f"{row:04d}.png"
+                files.write_bytes(path, images.png_bytes(Image.fromarray(pixels)))
+
+
+def run_demo(out: Path, quick: bool, run_command: Callable[[list[str]], int]) -> int:
+    """Write the digits, run every command on them, and leave a contact sheet; return the exit code.
+
+    Args:
+        out: folder of everything; running again resumes.
+        quick: train for a few steps only.
+        run_command: runs a command of the command line and returns its exit code.
+    """
+    start = time.monotonic()
+    data, run, shards = out / "data", out / "run", out / "shards"
+    balance = files.canonical_json(dict.fromkeys(POOR, FINAL))
+    request = ["--recipe", "digits-cpu", "--balance", balance, *(_QUICK if quick else ())]
+    click.echo(f"Writing scikit-learn's digits to {data}", err=True)
+    write_digits(data)
+    commands = [
+        ["inspect", str(data)],
+        ["plan", str(data), *request],
+        ["fit", str(data), "--run", str(run), *request],
+        ["generate", str(run), "--out", str(shards)],
+        ["verify", str(shards)],
+    ]
+    for command in commands:
+        click.secho(f"\n$ rebalance {shlex.join(command)}", bold=True)
+        code = run_command(command)
+        if code:
+            return code
+    sheet = out / "contact-sheet.png"
+    files.write_bytes(sheet, images.png_bytes(reporting.contact_sheet(RunDirectory(run), shards)))
+    click.echo("\nThe commands were:")
+    for command in commands:
+        click.echo(f"  rebalance {shlex.join(command)}")
+    click.echo(f"Done in {time.monotonic() - start:.0f} s. Real and synthetic images side by side: {sheet}")
+    return 0

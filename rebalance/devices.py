@@ -1,0 +1,34 @@
+"""Where computations run."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from rebalance.errors import InputError
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device that "auto", "cpu" or "cuda" stands for here; fp32 on CUDA uses TF32.
+
+    Raises:
+        InputError: an unknown name, or "cuda" without a usable GPU.
+    """
+    if name not in DEVICES:
+        raise InputError("--device is unknown", value=name, allowed=", ".join(DEVICES))
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise InputError("--device cuda: no usable GPU here", remedy="Use --device cpu, or install a driver")
+    if name == "cpu" or not available:
+        return torch.device("cpu")
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    return torch.device("cuda")
+
+
+def cpu_count() -> int:
+    """Return the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

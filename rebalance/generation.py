@@ -1,0 +1,282 @@
+"""Station 6, generation: slots, the candidates each of them draws, and the images made of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from rebalance import images
+from rebalance.config import Recipe
+from rebalance.errors import InputError
+from rebalance.index import ImageIndex
+from rebalance.methods import Method
+from rebalance.modalities import Modalities
+from rebalance.planning import Plan
+from rebalance.training import RunDirectory, Unit, load_method, units_of
+
+
+def keyed_rng(*key: object) -> np.random.Generator:
+    """Return a counter-based generator (Philox) keyed by the hash of `key`'s texts."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], np.uint64)))
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One wanted image.
+
+    Attributes:
+        class_name: its class.
+        ordinal: its number within that class, over the whole output.
+    """
+
+    class_name: str
+    ordinal: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One try at a slot.
+
+    Attributes:
+        slot: what it is for.
+        number: 0 for the first try.
+        source: id of the source image.
+        references: ids of the reference images, whose style codes are averaged.
+    """
+
+    slot: Slot
+    number: int
+    source: int
+    references: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A candidate's image.
+
+    Attributes:
+        candidate: the candidate.
+        pixels: (H, W, C) uint8.
+        confidence: probability of its class by the method's class head, -1 when not asked for.
+    """
+
+    candidate: Candidate
+    pixels: np.ndarray
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Slots:
+    """All slots of an output: classes interleaved in the wanted proportion and cut into shards.
+
+    Attributes:
+        counts: images of each class.
+        shard_size: images of a shard; the last may have fewer.
+        key: key of the permutation.
+    """
+
+    counts: Mapping[str, int]
+    shard_size: int
+    key: str
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        numbers = np.arange(len(self.counts), dtype=np.uint16)
+        order = np.repeat(numbers, list(self.counts.values()))
+        keyed_rng(self.key, "order").shuffle(order)
+        return order
+
+    @property
+    def n_shards(self) -> int:
+        """Number of shards."""
+        return -(-sum(self.counts.values()) // self.shard_size)
+
+    def of_shard(self, number: int) -> list[Slot]:
+        """Return the slots of a shard."""
+        first = number * self.shard_size
+        seen = np.bincount(self._order[:first], minlength=len(self.counts)).tolist()
+        names, slots = list(self.counts), []
+        for class_number in self._order[first : first + self.shard_size].tolist():
+            slots.append(Slot(names[class_number], seen[class_number]))
+            seen[class_number] += 1
+        return slots
+
+
+@dataclass(frozen=True)
+class CandidateStream:
+    """Draws candidates: a pure function of the key, the slot and the candidate's number.
+
+    Attributes:
+        key: the generation fingerprint, or the calibration's.
+        sources: image ids of each of a target's source classes, by target.
+        references: image ids of each target.
+        n_references: references of a candidate.
+    """
+
+    key: str
+    sources: Mapping[str, tuple[np.ndarray, ...]]
+    references: Mapping[str, np.ndarray]
+    n_references: int
+
+    def draw(self, slot: Slot, number: int) -> Candidate:
+        """Draw a source class uniformly, then its image, then distinct references where there are enough."""
+        rng = keyed_rng(self.key, slot.class_name, slot.ordinal, number)
+        classes, references = self.sources[slot.class_name], self.references[slot.class_name]
+        source = rng.choice(classes[rng.integers(len(classes))])
+        chosen = rng.choice(references, self.n_references, replace=len(references) < self.n_references)
+        return Candidate(slot, number, int(source), tuple(chosen.tolist()))
+
+
+def candidate_stream(key: str, index: ImageIndex, plan: Plan, recipe: Recipe) -> CandidateStream:
+    """Build the stream of a run's targets."""
+    return CandidateStream(
+        key,
+        {t.name: tuple(index.rows("train", source.name) for source in t.sources) for t in plan.targets},
+        {t.name: index.rows("train", t.name) for t in plan.targets},
+        recipe.generation.n_references,
+    )
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model with what generation needs beside it.
+
+    Attributes:
+        unit: which targets it makes.
+        method: the method with generating weights.
+        weights_sha256: hash of the weights' file.
+        labels: translator classes of each of its targets; empty for a target left out of training.
+    """
+
+    unit: Unit
+    method: Method
+    weights_sha256: str
+    labels: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A finished run, ready to generate."""
+
+    directory: RunDirectory
+    recipe: Recipe
+    plan: Plan
+    index: ImageIndex
+    modalities: Modalities
+    models: tuple[Model, ...]
+
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """What identifies the run: its data, its modalities' weights and its recipe, not where it lies."""
+        weights = "/".join(model.weights_sha256 for model in self.models)
+        recipe = hashlib.sha256(repr(self.recipe).encode()).hexdigest()
+        return {
+            "data": self.index.fingerprint,
+            "weights": hashlib.sha256(weights.encode()).hexdigest(),
+            "recipe": recipe,
+        }
+
+    def model_of(self, target: str) -> Model:
+        """Return the model that makes a target."""
+        return next(model for model in self.models if target in model.unit.targets)
+
+
+def load_run(run: RunDirectory, data: str | None, device: torch.device) -> LoadedRun:
+    """Load a finished run.
+
+    Args:
+        run: the run directory.
+        data: where the data set is now; None: where it was when the run was fitted.
+        device: where to generate.
+
+    Raises:
+        InputError: not a run, or not finished.
+        DamagedError: a file of the run is damaged.
+    """
+    recipe, plan, index = run.recipe(), run.plan(), run.index()
+    if data is not None:
+        index = index.moved_to(data)
+    if not index.root.is_dir():
+        raise InputError(f"the data set of this run is not at {index.root}", remedy="Name where it is now with --data")
+    if not run.modalities_path.is_file():
+        raise InputError(f"the run {run.path} is not finished", remedy="Run the same `rebalance fit` command again")
+    modalities, models = run.modalities(), []
+    for unit in units_of(plan, index, recipe):
+        method, digest = load_method(run, unit, modalities, recipe, device)
+        known = unit.labels(modalities)
+        labels = {t: tuple(known.index(m) for m in modalities.of_class(t) if m in known) for t in unit.targets}
+        models.append(Model(unit, method, digest, labels))
+    return LoadedRun(run, recipe, plan, index, modalities, tuple(models))
+
+
+class Synthesizer:
+    """Makes the images of candidates in batches of one shape; style codes of references are computed once."""
+
+    def __init__(self, run: LoadedRun, device: torch.device, *, with_confidence: bool) -> None:
+        self.run, self.device, self.with_confidence = run, device, with_confidence
+        self.batch = run.recipe.generation.batch
+        self._codes: dict[str, dict[int, torch.Tensor]] = {}
+
+    def load(self, image_id: int) -> np.ndarray:
+        """Return an image as the model's square, (H, W, C) uint8."""
+        data = self.run.recipe.data
+        return images.to_square(self.run.index.load(image_id), data.size_px, data.channels, data.square)
+
+    def _padded(self, pixels: Sequence[np.ndarray]) -> torch.Tensor:
+        """Stack images and repeat the last up to the batch's shape, because results depend on the shape."""
+        stacked = np.stack([*pixels, *[pixels[-1]] * (self.batch - len(pixels))])
+        return images.to_float(torch.from_numpy(stacked)).to(self.device)
+
+    @torch.inference_mode()
+    def _codes_of(self, target: str) -> dict[int, torch.Tensor]:
+        if target not in self._codes:
+            method = self.run.model_of(target).method
+            ids = self.run.index.rows("train", target).tolist()
+            codes: dict[int, torch.Tensor] = {}
+            for first in range(0, len(ids), self.batch):
+                chosen = ids[first : first + self.batch]
+                batch = method.reference_codes(self._padded([self.load(image_id) for image_id in chosen]))
+                codes.update(zip(chosen, batch, strict=False))
+            self._codes[target] = codes
+        return self._codes[target]
+
+    @torch.inference_mode()
+    def make(self, candidates: Sequence[Candidate], sources: Sequence[np.ndarray]) -> list[Made]:
+        """Make at most a batch of images, all of targets of one model.
+
+        Args:
+            candidates: the candidates.
+            sources: their source images, (H, W, C) uint8.
+        """
+        model = self.run.model_of(candidates[0].slot.class_name)
+        codes = [
+            torch.stack([self._codes_of(c.slot.class_name)[reference] for reference in c.references]).mean(0)
+            for c in candidates
+        ]
+        codes += [codes[-1]] * (self.batch - len(codes))
+        pixels = images.to_pixels(model.method.synthesize(self._padded(sources), torch.stack(codes)))
+        confidences = self._confidences(model, candidates, pixels)
+        return [Made(c, p, v) for c, p, v in zip(candidates, pixels, confidences, strict=False)]
+
+    def _confidences(self, model: Model, candidates: Sequence[Candidate], pixels: np.ndarray) -> list[float]:
+        if not self.with_confidence:
+            return [-1.0] * len(candidates)
+        logits = model.method.class_logits(images.to_float(torch.from_numpy(pixels)).to(self.device))
+        probabilities = logits.float().softmax(1).cpu()
+        rows = zip(candidates, probabilities, strict=False)
+        return [round(float(row[list(model.labels[c.slot.class_name])].sum()), 6) for c, row in rows]
+
+
+def batches_by_model(run: LoadedRun, candidates: Sequence[Candidate], size: int) -> list[list[Candidate]]:
+    """Cut candidates into batches of one model each, keeping their order."""
+    batches = []
+    for model in run.models:
+        own = [c for c in candidates if c.slot.class_name in model.unit.targets]
+        batches += [own[first : first + size] for first in range(0, len(own), size)]
+    return batches

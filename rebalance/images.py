@@ -1,0 +1,184 @@
+"""Images: bytes to pixels as a viewer would show them, pixels to the model's square, and back to files."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, features
+
+MAX_PIXELS = 128 * 1024 * 1024
+"""Images that declare more pixels than this are refused before they are decoded."""
+
+EXTENSIONS = frozenset(
+    (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
+)
+"""Endings by which a file of a data-set folder counts as an image."""
+
+
+class BadImageError(Exception):
+    """An image that cannot be used; the text is the reason shown to the user."""
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Width and height of an image as shown, in pixels."""
+
+    width: int
+    height: int
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decode an image file to gray ("L") or "RGB" as a viewer would show it.
+
+    The first frame is taken, EXIF orientation applied, transparency laid over white, and 16-bit and float samples
+    brought to 8 bits.
+
+    Raises:
+        BadImageError: with the reason: empty, not an image, truncated, damaged, or too large.
+    """
+    if not data:
+        raise BadImageError("zero-size file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data)) as image:
+                if math.prod(image.size) > MAX_PIXELS:
+                    raise BadImageError(f"too large: {image.width} x {image.height} pixels")
+                image.load()
+                return _displayed(image)
+    except BadImageError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise BadImageError("not an image") from error
+    except Image.DecompressionBombError as error:
+        raise BadImageError("too large: decompression bomb") from error
+    except Exception as error:  # Pillow's decoders raise many kinds; each means that the file is unusable
+        kind = "truncated" if "truncated" in str(error).lower() else "damaged"
+        raise BadImageError(f"{kind}: {error}") from error
+
+
+def _displayed(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _eight_bit(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(background, image).convert("RGB")
+    return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    values = np.asarray(image, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise BadImageError("damaged: samples that are not finite")
+    low, high = values.min(), values.max()
+    if image.mode == "F" and low >= 0 and high <= 1:
+        values = values * 255
+    elif high > 255:
+        values = values / 257
+    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+
+
+def probe(data: bytes) -> Dimensions:
+    """Decode an image file fully and return its dimensions as shown.
+
+    Raises:
+        BadImageError: the file cannot be used.
+    """
+    image = decode(data)
+    return Dimensions(*image.size)
+
+
+def to_square(image: Image.Image, size_px: int, channels: int, square: str) -> np.ndarray:
+    """Bring an image to the model's shape.
+
+    Args:
+        image: mode "L" or "RGB".
+        size_px: side of the result.
+        channels: 1 or 3.
+        square: "crop" (centre), "pad" (with the border's mean colour) or "squash".
+
+    Returns:
+        (size_px, size_px, channels) uint8.
+    """
+    image = image.convert("L" if channels == 1 else "RGB")
+    size = (size_px, size_px)
+    if square == "crop":
+        image = ImageOps.fit(image, size, Image.Resampling.BICUBIC)
+    elif square == "pad":
+        image = ImageOps.pad(image, size, Image.Resampling.BICUBIC, color=_border_colour(image))
+    else:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(image).reshape(size_px, size_px, channels)
+
+
+def _border_colour(image: Image.Image) -> int | tuple[int, ...]:
+    pixels = np.asarray(image).reshape(image.height, image.width, -1)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]).mean(0).round().astype(int)
+    return int(border[0]) if len(border) == 1 else tuple(int(value) for value in border)
+
+
+def to_float(pixels: torch.Tensor) -> torch.Tensor:
+    """Turn (B, H, W, C) uint8 pixels into (B, C, H, W) float32 in [-1, 1], channels-last in memory."""
+    return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def to_pixels(images: torch.Tensor) -> np.ndarray:
+    """Turn (B, C, H, W) float images in [-1, 1] into (B, H, W, C) uint8 on the CPU."""
+    scaled = images.detach().float().add(1.0).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def encode(pixels: np.ndarray, file_format: str, quality: int) -> bytes:
+    """Encode (H, W, C) uint8 pixels, C 1 or 3, as "jpg", "png" or "webp" (lossy), without metadata."""
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    buffer = io.BytesIO()
+    if file_format == "jpg":
+        image.save(buffer, "JPEG", quality=quality, subsampling=0 if quality >= 90 else 2)
+    elif file_format == "webp":
+        image.save(buffer, "WEBP", quality=quality, method=4)
+    else:
+        image.save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def encoder_version(file_format: str) -> str:
+    """Return the name and version of the library that encodes `file_format`, because it decides the bytes."""
+    library = {"jpg": "libjpeg_turbo" if features.check("libjpeg_turbo") else "jpg", "webp": "webp", "png": "zlib"}
+    name = library[file_format]
+    version = features.version(name)
+    return f"{name} {version}"
+
+
+def grid(rows: Sequence[Sequence[np.ndarray]], gap_px: int = 2, min_side_px: int = 0) -> Image.Image:
+    """Lay images out in rows on white; short rows end in white cells.
+
+    Args:
+        rows: images (H, W, C) uint8, all of one shape.
+        gap_px: white pixels between images.
+        min_side_px: small images are enlarged by a whole factor to at least this side.
+    """
+    height, width = rows[0][0].shape[:2]
+    factor = max(1, math.ceil(min_side_px / max(height, width)))
+    step_x, step_y = width * factor + gap_px, height * factor + gap_px
+    sheet = Image.new("RGB", (max(map(len, rows)) * step_x + gap_px, len(rows) * step_y + gap_px), "white")
+    for y, row in enumerate(rows):
+        for x, pixels in enumerate(row):
+            tile = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+            tile = tile.resize((width * factor, height * factor), Image.Resampling.NEAREST)
+            sheet.paste(tile, (gap_px + x * step_x, gap_px + y * step_y))
+    return sheet
+
+
+def png_bytes(sheet: Image.Image) -> bytes:
+    """Return a picture as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,7 @@
+"""Station 1, the index: what is in a data set, one row an image, bad ones with their reason."""
+
+from rebalance.index.build import build_index
+from rebalance.index.inspection import Inspection, Leak, inspect_index
+from rebalance.index.table import ImageIndex, carve_validation
+
+__all__ = ["ImageIndex", "Inspection", "Leak", "build_index", "carve_validation", "inspect_index"]

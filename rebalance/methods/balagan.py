@@ -1,0 +1,179 @@
+"""BalaGAN (Patashnik et al., 2020): one translator learns all translations among modalities and poor classes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from rebalance import losses
+from rebalance.augmentations import diff_augment, shuffle_patches
+from rebalance.config import BalaganOptions, Recipe
+from rebalance.errors import InputError
+from rebalance.methods.base import Method, PairBatch
+from rebalance.networks.balagan import Discriminator, Translator
+from rebalance.trainable import Loss, Phase, StepContext
+
+
+@dataclass(frozen=True)
+class Translations:
+    """What both phases of a step share.
+
+    Attributes:
+        translation: G(x, y), (B, C, H, W).
+        reconstruction: G(x, x), (B, C, H, W).
+    """
+
+    translation: torch.Tensor
+    reconstruction: torch.Tensor
+
+
+class Balagan(Method):
+    """Equations 1 to 6 of the paper.
+
+    The generator runs once a step, translation and reconstruction in one batch over one content code; both phases use
+    it. The discriminator sees real and fake images in one forward pass, from which adversarial, class and R1 terms
+    come; in the generator's phase the loop freezes it.
+
+    Deviations from the paper, all off in the `paper-*` recipes: DiffAugment (`diff_augment`) and shuffled patches of
+    what the reference encoder sees (`reference_patch_shuffle`). As in the released code, and switched off by
+    `adversarial_reconstruction`, the generator's adversarial term averages translation and reconstruction, and feature
+    matching also compares the reconstruction with its source.
+    """
+
+    name = "balagan"
+    averaged = ("generator",)
+    generating = ("generator", "discriminator")
+
+    def __init__(self, options: BalaganOptions, generator: Translator, discriminator: Discriminator) -> None:
+        self.options = options
+        self.networks = {"generator": generator, "discriminator": discriminator}
+
+    @classmethod
+    def build(cls, recipe: Recipe, n_classes: int, seed: int) -> Balagan:
+        """Build generator and discriminator.
+
+        Raises:
+            InputError: the image is too small for so many halvings.
+        """
+        options, size = recipe.balagan, recipe.data.size_px
+        halvings = max(options.generator.content_downs, options.generator.reference_downs)
+        if (
+            size % 2**options.generator.content_downs
+            or size >> halvings < 1
+            or size >> (options.discriminator.blocks // 2 - 1) < 1
+        ):
+            raise InputError(
+                "data.size_px does not fit the networks",
+                value=size,
+                allowed=f"multiples of {2**options.generator.content_downs}, at least {2**halvings}",
+                remedy="Change data.size_px, or the content_downs, reference_downs and blocks of balagan",
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            generator = Translator(channels=recipe.data.channels, **asdict(options.generator))
+            discriminator = Discriminator(n_classes, channels=recipe.data.channels, **asdict(options.discriminator))
+        return cls(options, generator, discriminator)
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """Discriminator first, then generator."""
+        return (
+            Phase("discriminator", ("discriminator",), self.options.lr_discriminator),
+            Phase("generator", ("generator",), self.options.lr_generator),
+        )
+
+    def forward(self, batch: PairBatch, context: StepContext) -> Translations:
+        """Translate and reconstruct the batch's sources."""
+        generator = self.networks["generator"]
+        references = torch.cat([batch.reference, batch.source])
+        if self.options.reference_patch_shuffle:
+            references = shuffle_patches(references, self.options.reference_patch_shuffle, context.generator)
+        content = generator.source_encoder(batch.source)
+        codes = generator.reference_encoder(references)
+        images = generator.decoder(content.repeat(2, 1, 1, 1), codes)
+        return Translations(*images.chunk(2))
+
+    def loss(self, phase: str, batch: PairBatch, outputs: Translations, context: StepContext) -> Loss:
+        """Return equation 6 for one of the two networks."""
+        if phase == "discriminator":
+            return self._discriminator_loss(batch, outputs, context)
+        return self._generator_loss(batch, outputs, context)
+
+    def _discriminator_loss(self, batch: PairBatch, outputs: Translations, context: StepContext) -> Loss:
+        weights, discriminator = self.options.weights, self.networks["discriminator"]
+        labels = batch.reference_label
+        real = batch.reference
+        with_r1 = bool(context.regularize and weights.r1)
+        if with_r1:
+            real = real.detach().requires_grad_()
+        fake = outputs.translation.detach()
+        if with_r1:
+            # Apart, so that differentiating the gradient does not pass through the fake half.
+            real_features = discriminator.features(self._augment(real, context))
+            fake_features = discriminator.features(self._augment(fake, context))
+        else:
+            both = discriminator.features(self._augment(torch.cat([real, fake.to(real.dtype)]), context))
+            real_features, fake_features = both.chunk(2)
+        real_scores = discriminator.adversarial(real_features, labels)
+        fake_scores = discriminator.adversarial(fake_features, labels)
+        adversarial = losses.hinge_discriminator(real_scores.float(), fake_scores.float())
+        terms = {"adversarial": adversarial, "score_real": real_scores.mean(), "score_fake": fake_scores.mean()}
+        total = weights.adversarial * adversarial
+        if self.has_class_head:
+            logits = discriminator.classify(real_features).float()
+            terms["classification"] = torch.nn.functional.cross_entropy(logits, labels)
+            total = total + weights.classification * terms["classification"]
+        if with_r1:
+            terms["r1"] = losses.r1_penalty(real_scores, real)
+            total = total + weights.r1 * context.regularize * terms["r1"]
+        return Loss(total, terms)
+
+    def _generator_loss(self, batch: PairBatch, outputs: Translations, context: StepContext) -> Loss:
+        weights, discriminator = self.options.weights, self.networks["discriminator"]
+        fakes, labels, reals = outputs.translation, batch.reference_label, batch.reference
+        if self.options.adversarial_reconstruction:
+            fakes = torch.cat([fakes, outputs.reconstruction])
+            labels = torch.cat([labels, batch.source_label])
+            reals = torch.cat([reals, batch.source])
+        features = discriminator.features(self._augment(fakes, context))
+        with torch.no_grad():
+            real_features = discriminator.features(self._augment(reals, context))
+        n_pairs = len(fakes) // len(batch.source)
+        terms = {
+            "adversarial": losses.hinge_generator(discriminator.adversarial(features, labels).float()),
+            "reconstruction": torch.nn.functional.l1_loss(outputs.reconstruction.float(), batch.source),
+            # Summed over translation and reconstruction, as released.
+            "feature_matching": losses.feature_matching(features, real_features) * n_pairs,
+        }
+        total = (
+            weights.adversarial * terms["adversarial"]
+            + weights.reconstruction * terms["reconstruction"]
+            + weights.feature_matching * terms["feature_matching"]
+        )
+        return Loss(total, terms)
+
+    def _augment(self, images: torch.Tensor, context: StepContext) -> torch.Tensor:
+        policy = self.options.diff_augment
+        if not policy:
+            return images
+        return diff_augment(images, policy, self.options.translation_fraction, context.generator)
+
+    def reference_codes(self, references: torch.Tensor) -> torch.Tensor:
+        """Return the style codes (B, style_size) of references (B, C, H, W)."""
+        return self.networks["generator"].reference_encoder(references)
+
+    def synthesize(self, sources: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """Translate sources (B, C, H, W) into the styles of codes (B, style_size)."""
+        generator = self.networks["generator"]
+        return generator.decoder(generator.source_encoder(sources), codes)
+
+    @property
+    def has_class_head(self) -> bool:
+        """Whether the discriminator was built with D_cls."""
+        return self.networks["discriminator"].class_head is not None
+
+    def class_logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Return D_cls, (B, translator classes)."""
+        discriminator = self.networks["discriminator"]
+        return discriminator.classify(discriminator.features(images))

@@ -1,0 +1,115 @@
+"""Embeddings whose clusters are the modalities: contrastive (the paper's) and VAE (its ablation)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rebalance import losses
+from rebalance.augmentations import distort_content
+from rebalance.config import EncoderOptions, Recipe
+from rebalance.networks.encoder import Backbone, ProjectionHead, VariationalAutoencoder
+from rebalance.trainable import Loss, Phase, StepContext, Trainable
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images (B, C, H, W) float32 in [-1, 1]."""
+
+    images: torch.Tensor
+
+    def to(self, device: torch.device, memory_format: torch.memory_format) -> ImageBatch:
+        """Return the batch on a device, without waiting, in the memory format."""
+        return ImageBatch(self.images.to(device, non_blocking=True, memory_format=memory_format))
+
+    def pin_memory(self) -> ImageBatch:
+        """Return the batch in page-locked memory."""
+        return ImageBatch(self.images.pin_memory())
+
+
+class Encoder(Trainable):
+    """Something to train that embeds images."""
+
+    def __init__(self, options: EncoderOptions, networks: dict[str, nn.Module]) -> None:
+        self.options = options
+        self.networks = networks
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """All networks at once."""
+        return (Phase("encoder", tuple(self.networks), self.options.lr),)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Return embeddings (B, d) of images (B, C, H, W) in [-1, 1]."""
+        raise NotImplementedError
+
+
+class ContrastiveEncoder(Encoder):
+    """SimCLR with augmentations that change content and keep style (paper, section 3.1)."""
+
+    def forward(self, batch: ImageBatch, context: StepContext) -> tuple[torch.Tensor, torch.Tensor]:
+        """Project two views of every image, in one pass."""
+        views = torch.cat([batch.images, batch.images])
+        views = distort_content(views, self.options.augmentations, context.generator)
+        first, second = self.networks["projection"](self.networks["backbone"](views)).chunk(2)
+        return first, second
+
+    def loss(self, phase: str, batch: ImageBatch, outputs: Any, context: StepContext) -> Loss:
+        """NT-Xent between the two views."""
+        first, second = outputs
+        value = losses.nt_xent(first, second, self.options.temperature)
+        return Loss(value, {"nt_xent": value})
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Return backbone features (B, width), before the projection head."""
+        return self.networks["backbone"](images)
+
+
+class VariationalEncoder(Encoder):
+    """A VAE; the paper's ablation shows that its modalities are worse."""
+
+    def forward(self, batch: ImageBatch, context: StepContext) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Encode, draw, decode: mean, log-variance and reconstruction."""
+        vae = self.networks["vae"]
+        mean, log_variance = vae.encode(batch.images)
+        noise = torch.randn(mean.shape, generator=context.generator).to(mean.device, mean.dtype)
+        return mean, log_variance, vae.decode(mean + noise * (0.5 * log_variance).exp())
+
+    def loss(self, phase: str, batch: ImageBatch, outputs: Any, context: StepContext) -> Loss:
+        """Squared error summed over pixels, plus KL."""
+        mean, log_variance, reconstruction = outputs
+        error = F.mse_loss(reconstruction.float(), batch.images, reduction="sum") / len(batch.images)
+        kl = losses.gaussian_kl(mean.float(), log_variance.float())
+        return Loss(error + self.options.kl_weight * kl, {"reconstruction": error, "kl": kl})
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Return mean codes (B, latent)."""
+        return self.networks["vae"].encode(images)[0]
+
+
+def make_encoder(recipe: Recipe) -> Encoder:
+    """Build the encoder that `modalities.by` names, with weights drawn from the recipe's seed."""
+    options, data = recipe.modalities.encoder, recipe.data
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        if recipe.modalities.by == "vae":
+            vae = VariationalAutoencoder(data.channels, data.size_px, options.width, options.latent)
+            return VariationalEncoder(options, {"vae": vae})
+        backbone = Backbone(data.channels, options.width, options.blocks, options.stem)
+        projection = ProjectionHead(backbone.width, options.projection)
+        return ContrastiveEncoder(options, {"backbone": backbone, "projection": projection})
+
+
+@torch.inference_mode()
+def embed(encoder: Encoder, batches: Iterable[torch.Tensor]) -> np.ndarray:
+    """Return L2-normalised features (n, d) float32 of batches of images (B, C, H, W), networks in evaluation mode."""
+    for network in encoder.networks.values():
+        network.eval()
+    parts = [F.normalize(encoder.features(batch).float()).cpu().numpy() for batch in batches]
+    return np.concatenate(parts)

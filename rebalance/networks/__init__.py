@@ -1,0 +1,1 @@
+"""Networks, pure: plain arguments, no configuration object, no device, no input or output."""

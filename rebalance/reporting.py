@@ -1,0 +1,234 @@
+"""Station 9, reporting: results as text for a terminal, and as pictures."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from rebalance import files, images
+from rebalance.index import Inspection
+from rebalance.planning import Plan
+from rebalance.shards import GenerationResult, Verification
+from rebalance.shards.manifest import MANIFEST
+from rebalance.training import FitResult, RunDirectory
+
+_BAR_WIDTH = 30
+_LISTED = 10
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return aligned columns; columns of numbers are flush right."""
+    texts = [[str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in texts) for i in range(len(header))]
+    numeric = [all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(header))]
+    lines = []
+    for row in texts:
+        cells = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def inspection_text(inspection: Inspection) -> str:
+    """Return counts per class and split with bars, then sizes and faults."""
+    counts = inspection.counts
+    names = list(next(iter(counts.values()), {}))
+    largest = max((max(of_split.values()) for of_split in counts.values()), default=0)
+    shown = "train" if "train" in counts else next(iter(counts), "")
+    rows = [
+        [name, *(of_split[name] for of_split in counts.values()), bar(counts[shown][name], largest)] for name in names
+    ]
+    width, height = inspection.width_px, inspection.height_px
+    ratio = "not defined (a class is empty)" if inspection.imbalance is None else f"{inspection.imbalance:.3g} : 1"
+    lines = [
+        table(["class", *counts, shown and f"{shown} bar"], rows) if rows else "no usable images",
+        "",
+        f"imbalance ratio   {ratio}",
+        f"width px          {width[0]} to {width[2]}, median {width[1]}",
+        f"height px         {height[0]} to {height[2]}, median {height[1]}",
+        f"duplicates        {inspection.n_duplicates} within a split",
+    ]
+    lines += _listing("bad files", [f"{bad.path}: {bad.reason}" for bad in inspection.bad])
+    leaks = [f"{' = '.join(leak.paths)} (in {', '.join(leak.splits)})" for leak in inspection.leaks]
+    lines += _listing("LEAKAGE: copies across splits", leaks)
+    return "\n".join(lines)
+
+
+def _listing(title: str, items: Sequence[str]) -> list[str]:
+    if not items:
+        return []
+    more = [f"  ... and {len(items) - _LISTED} more (all with --json)"] if len(items) > _LISTED else []
+    return [
+        "",
+        f"{title}: {len(items)}",
+        *(f"  {item!r}" if "\n" in item else f"  {item}" for item in items[:_LISTED]),
+        *more,
+    ]
+
+
+def bar(value: int, largest: int) -> str:
+    """Return a bar in proportion; a value above 0 shows at least a sliver."""
+    eighths = round(8 * _BAR_WIDTH * value / largest) if largest else 0
+    eighths = max(eighths, 1) if value else 0
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
+def plan_text(plan: Plan, shard_size: int) -> str:
+    """Return the plan as a table of targets, modalities of their sources, and the forecast."""
+    rows = [
+        [
+            target.name,
+            target.n_real,
+            target.n_synthetic,
+            target.n_final,
+            ", ".join(f"{s.name} ({s.distance:.2f})" for s in target.sources),
+        ]
+        for target in plan.targets
+    ]
+    splits = ", ".join(f"{name} {k}" for name, k in plan.modalities.items() if k > 1) or "none"
+    lines = [
+        table(["target", "real", "synthetic", "final", "sources (distance)"], rows),
+        "",
+        f"modalities        {splits}",
+        f"synthetic images  {plan.n_synthetic} in {plan.n_shards(shard_size)} shards of at most {shard_size}",
+    ]
+    if plan.estimate:
+        estimate = plan.estimate
+        lines += [
+            f"time              about {duration(estimate.fit_seconds)} to fit, {duration(estimate.generate_seconds)} to "
+            "generate, on this machine",
+            f"disk              about {size(estimate.run_bytes)} for the run, {size(estimate.shards_bytes)} for shards",
+        ]
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in words of two units at most."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def size(n_bytes: float) -> str:
+    """Return a number of bytes in decimal units."""
+    for unit, length in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if n_bytes >= length:
+            return f"{n_bytes / length:.1f} {unit}"
+    return f"{n_bytes / 1e3:.1f} kB"
+
+
+def fit_text(result: FitResult) -> str:
+    """Return what was fitted, and each target's source dependence."""
+    rows = []
+    for unit, scalars in result.scalars.items():
+        for name, value in scalars.items():
+            kind, _, target = name.partition("/")
+            if kind == "source_dependence":
+                rows.append([unit, result.steps[unit], target, round(value, 3)])
+    lines = [table(["model", "steps", "target", "source dependence"], rows), "", f"run  {result.run}"]
+    return "\n".join(lines)
+
+
+def generation_text(result: GenerationResult) -> str:
+    """Return the images made of each class, and what is missing."""
+    rows = [
+        [name, number, sum(result.rejects.get(name, {}).values()), result.shortfall.get(name, 0)]
+        for name, number in result.counts.items()
+    ]
+    lines = [table(["class", "images", "rejected", "short"], rows)] if rows else ["no class passed its gate"]
+    for name, calibration in result.calibration.items():
+        fid = calibration["fid"]
+        if fid:
+            lines.append(
+                f"FD of {name!r}: {fid['distance']:.4g} (limit {calibration['limit']:.4g}, floor {fid['floor']:.4g}, bias "
+                f"{fid['bias']:.4g}, n {fid['n_real']} real and {fid['n_synthetic']} synthetic, d {fid['dimensions']})"
+            )
+    lines += [f"WITHHELD {name!r}: {reason}" for name, reason in result.withheld.items()]
+    if not result.complete:
+        lines.append("the output is not complete: other shards are still to be made")
+    lines += ["", f"{result.shards} shards in {result.out} ({result.made} made now)"]
+    return "\n".join(lines)
+
+
+def verification_text(verification: Verification) -> str:
+    """Return what was checked, and every problem."""
+    lines = [f"{verification.shards} shards, {verification.images} images checked"]
+    lines += [f"{problem.file}: {problem.what}" for problem in verification.problems]
+    lines.append("damaged or incomplete" if verification.problems else "all is well")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class ShardImage:
+    """A synthetic image of a shard with what its JSON says."""
+
+    pixels: np.ndarray
+    fields: dict[str, Any]
+
+
+def read_synthetic(out: Path) -> Iterator[ShardImage]:
+    """Yield the synthetic images of a complete output."""
+    for shard in files.read_json(out / MANIFEST)["shards"]:
+        if not shard["shard"].startswith("synthetic"):
+            continue
+        with tarfile.open(out / shard["shard"], "r:") as archive:
+            image: Image.Image | None = None
+            for member in archive:
+                file = archive.extractfile(member)
+                data = file.read() if file else b""
+                if member.name.endswith(".json") and image is not None:
+                    yield ShardImage(np.asarray(image).reshape(*image.size[::-1], -1), json.loads(data))
+                elif not member.name.endswith((".cls", ".json")):
+                    image = Image.open(io.BytesIO(data))
+
+
+_TITLES = ("real", "synthetic", "its source", "its reference")
+
+
+def contact_sheet(run: RunDirectory, out: Path, columns: int = 12) -> Image.Image:
+    """Draw, for every target, real images above synthetic ones, and below each its source and its reference.
+
+    Args:
+        run: the run.
+        out: a complete output of it.
+        columns: images a row.
+    """
+    recipe, index, plan = run.recipe(), run.index(), run.plan()
+    ids = {index.name(row): row for row in range(index.table.num_rows)}
+
+    def load(image_id: int) -> np.ndarray:
+        data = recipe.data
+        return images.to_square(index.load(image_id), data.size_px, data.channels, data.square)
+
+    shown: dict[str, list[ShardImage]] = {target.name: [] for target in plan.targets}
+    for image in read_synthetic(out):
+        kept = shown[image.fields["class"]]
+        if len(kept) < columns:
+            kept.append(image)
+    rows, titles = [], []
+    for name, chosen in shown.items():
+        if chosen:
+            rows.append([load(int(row)) for row in index.rows("train", name)[:columns]])
+            rows.append([image.pixels for image in chosen])
+            rows.append([load(ids[image.fields["source"]]) for image in chosen])
+            rows.append([load(ids[image.fields["reference"].split(" | ")[0]]) for image in chosen])
+            titles += [f"{name}: {title}" if not number else title for number, title in enumerate(_TITLES)]
+    return _titled(images.grid(rows, gap_px=3, min_side_px=48), titles)
+
+
+def _titled(sheet: Image.Image, titles: Sequence[str]) -> Image.Image:
+    margin = 10 + 7 * max(map(len, titles))
+    titled = Image.new("RGB", (sheet.width + margin, sheet.height), "white")
+    titled.paste(sheet, (margin, 0))
+    draw, step = ImageDraw.Draw(titled), sheet.height / len(titles)
+    for number, title in enumerate(titles):
+        draw.text((6, int((number + 0.5) * step) - 6), title, fill="black")
+    return titled

@@ -1,0 +1,299 @@
+"""`generate`: from a run to shards of synthetic images in the wanted numbers."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from rebalance import files
+from rebalance.config import changed_keys
+from rebalance.devices import choose_device, cpu_count
+from rebalance.errors import DamagedError, InputError, RefusedError
+from rebalance.features import make_extractor
+from rebalance.filtering import ClassCalibration, Gates, Threshold, calibrate, check_gates
+from rebalance.generation import LoadedRun, Synthesizer, load_run
+from rebalance.planning import Plan, resolve_balance
+from rebalance.shards.make import ShardMaker, ShardName
+from rebalance.shards.manifest import read_marker, write_manifest
+from rebalance.shards.request import REAL, GenerationRequest, make_request
+from rebalance.shards.workers import Job, make_here, make_in_processes, torch_threads
+from rebalance.training import RunDirectory
+
+REQUEST = "generation.json"
+FORMATS = ("jpg", "png", "webp")
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """What a generation came to.
+
+    Attributes:
+        out: the output folder.
+        fingerprint: the generation fingerprint.
+        complete: whether every shard of the output is there.
+        shards: shards of the output that are there.
+        made: shards made now.
+        counts: synthetic images of each class in the shards that are there.
+        rejects: rejected candidates of each class by reason.
+        shortfall: slots of each class that no candidate could fill.
+        withheld: classes that did not pass their gate, and why.
+        calibration: what was measured of each class; empty without a gate.
+        seconds: time taken now.
+    """
+
+    out: Path
+    fingerprint: str
+    complete: bool
+    shards: int
+    made: int
+    counts: dict[str, int]
+    rejects: dict[str, dict[str, int]]
+    shortfall: dict[str, int]
+    withheld: dict[str, str]
+    calibration: dict[str, dict[str, Any]]
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        """3 when images or classes are missing, else 0."""
+        return 3 if self.shortfall or self.withheld else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as plain values."""
+        return {**asdict(self), "out": str(self.out)}
+
+
+def generate(
+    run: str | Path,
+    out: str | Path,
+    *,
+    balance: str | float | Mapping[str, int] | None = None,
+    max_multiple: float | None = None,
+    shard_size: int = 1000,
+    file_format: str = "jpg",
+    quality: int = 95,
+    seed: int = 0,
+    workers: int = 1,
+    shards: tuple[int, int] | None = None,
+    include_real: bool = False,
+    min_confidence: float | None = None,
+    max_fid: str | float | None = None,
+    weights: str | Path | None = None,
+    data: str | Path | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: bool = False,
+) -> GenerationResult:
+    """Make the shards of a run; the same call again makes only what is missing.
+
+    Args:
+        run: a finished run directory.
+        out: folder of the shards.
+        balance: other amounts than the run's plan, for targets that were fitted.
+        max_multiple: cap on synthetic images of a class, times its real ones.
+        shard_size: images of a shard.
+        file_format: "jpg", "png" or "webp".
+        quality: 1 to 100, for jpg and webp.
+        seed: seed of all draws.
+        workers: processes; 0: as many as there are CPUs, one on a GPU. It does not change a byte. More than one needs
+            the caller's script to be importable (`if __name__ == "__main__"`).
+        shards: make only shards A to B - 1 of the output, as for a scheduler.
+        include_real: add the real train images of all classes, resized and encoded alike.
+        min_confidence: least probability of its class that an image must have, by the method's class head.
+        max_fid: limit on each class's Fréchet distance, absolute or a multiple of its floor ("3x").
+        weights: Inception weights, where the recipe's features are Inception's.
+        data: where the data set is now, if it has moved since the fit.
+        device: "auto", "cpu" or "cuda".
+        overwrite: delete what `out` holds and start again.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        InputError: wrong input.
+        RefusedError: `out` holds shards of another request, or another process works on it.
+        DamagedError: the run is damaged.
+    """
+    start = time.monotonic()
+    _check_options(shard_size, file_format, quality, workers, seed)
+    place, directory, target = choose_device(device), RunDirectory(Path(run)), Path(out)
+    loaded = load_run(directory, str(data) if data is not None else None, place)
+    gates = Gates(min_confidence, Threshold.parse(max_fid, "--max-fid") if max_fid is not None else None)
+    counts = _wanted(loaded, balance, max_multiple)
+    check_gates(loaded, gates, tuple(counts))
+    calibrations = _calibrations(loaded, gates, tuple(counts), seed, place, weights)
+    request = make_request(
+        loaded, counts, calibrations, gates, shard_size=shard_size, file_format=file_format, quality=quality,
+        seed=seed, include_real=include_real, device=place,
+    )  # fmt: skip
+    maker = ShardMaker(loaded, request, gates, target, place)
+    wanted = _chosen(maker, shards)
+    with files.locked(target, ".lock" if shards is None else f".lock-{shards[0]}-{shards[1]}"):
+        _claim(target, request, overwrite)
+        missing = [name for name in wanted if not _is_done(target, name, request)]
+        job = Job(directory.path, str(loaded.index.root), request, gates, target, place.type)
+        _make_all(maker, job, missing, workers, progress)
+        done = [name for name in maker.names() if _is_done(target, name, request)]
+        complete = len(done) == len(maker.names())
+        if complete:
+            write_manifest(target, loaded, request, calibrations, done)
+    return _result(target, request, calibrations, done, complete, len(missing), time.monotonic() - start)
+
+
+def _check_options(shard_size: int, file_format: str, quality: int, workers: int, seed: int) -> None:
+    if file_format not in FORMATS:
+        raise InputError("--format is unknown", value=file_format, allowed=", ".join(FORMATS))
+    limits = {
+        "--shard-size": (shard_size, 1, 10_000_000),
+        "--quality": (quality, 1, 100),
+        "--workers": (workers, 0, 1024),
+        "--seed": (seed, 0, 2**63 - 1),
+    }
+    for option, (value, least, most) in limits.items():
+        if not least <= value <= most:
+            raise InputError(option, value=value, allowed=f"{least} to {most}")
+
+
+def _wanted(
+    run: LoadedRun, balance: str | float | Mapping[str, int] | None, max_multiple: float | None
+) -> dict[str, int]:
+    """Return synthetic images per class: the plan's, or those of another balance over the fitted targets."""
+    plan: Plan = run.plan
+    if balance is None:
+        counts = {target.name: target.n_synthetic for target in plan.targets}
+        if max_multiple is not None:
+            counts = {name: min(n, int(max_multiple * plan.target(name).n_real)) for name, n in counts.items()}
+        return {name: n for name, n in counts.items() if n}
+    counts = resolve_balance(run.index.counts("train"), balance, max_multiple)
+    fitted = {target.name for target in plan.targets}
+    if not counts.keys() <= fitted:
+        strange = ", ".join(repr(name) for name in counts if name not in fitted)
+        raise InputError(
+            f"--balance asks for classes that were not fitted: {strange}",
+            allowed=", ".join(map(repr, sorted(fitted))),
+            remedy="Fit a run for them, or name only fitted classes in a mapping",
+        )
+    return counts
+
+
+def _calibrations(
+    run: LoadedRun, gates: Gates, targets: tuple[str, ...], seed: int, device: torch.device, weights: str | Path | None
+) -> dict[str, ClassCalibration]:
+    if gates.max_fid is None:
+        return {}
+    options = run.recipe.features
+    extractor = make_extractor(replace(options, weights=str(weights)) if weights else options, device)
+    synthesizer = Synthesizer(run, device, with_confidence=gates.min_confidence is not None)
+    with torch_threads(run.recipe.generation.threads):
+        return calibrate(run, synthesizer, gates, targets, extractor, seed)
+
+
+def _chosen(maker: ShardMaker, shards: tuple[int, int] | None) -> list[ShardName]:
+    names = maker.names()
+    if shards is None:
+        return names
+    first, last = shards
+    if not 0 <= first < last <= len(names):
+        raise InputError("--shards", value=f"{first}:{last}", allowed=f"A:B with 0 <= A < B <= {len(names)}")
+    return names[first:last]
+
+
+def _claim(out: Path, request: GenerationRequest, overwrite: bool) -> None:
+    """Make `out` this request's, or refuse."""
+    path = out / REQUEST
+    if overwrite:
+        _clear(out)
+    if path.is_file():
+        begun = files.read_json(path)["request"]
+        changes = changed_keys(begun, request.to_json())
+        if changes:
+            raise RefusedError(
+                f"{out} holds shards of another request: {'; '.join(changes[:8])}",
+                remedy="Choose another --out, give the same request, or start again with --overwrite",
+            )
+        return
+    foreign = [item.name for item in out.iterdir() if not item.name.startswith(".")]
+    if foreign:
+        raise RefusedError(
+            f"{out} is not empty and holds no shards of this tool: {', '.join(sorted(foreign)[:5])}",
+            remedy="Choose an empty --out",
+        )
+    files.write_json(path, {"fingerprint": request.fingerprint, "request": request.to_json()})
+
+
+def _clear(out: Path) -> None:
+    """Delete an output, its request last, so that a kill in between leaves it recognisable."""
+    if not (out / REQUEST).is_file():
+        return
+    for pattern in ("*.tar", "*.json", "README.md"):
+        for path in out.glob(pattern):
+            if path.name != REQUEST:
+                path.unlink()
+    (out / REQUEST).unlink()
+
+
+def _is_done(out: Path, name: ShardName, request: GenerationRequest) -> bool:
+    try:
+        marker = read_marker(out, name)
+    except DamagedError:
+        return False
+    tar = out / name.tar
+    return marker["fingerprint"] == request.fingerprint and tar.is_file() and tar.stat().st_size == marker["bytes"]
+
+
+def _make_all(maker: ShardMaker, job: Job, missing: Sequence[ShardName], workers: int, progress: bool) -> None:
+    if not missing:
+        return
+    if workers == 0:
+        workers = 1 if job.device == "cuda" else cpu_count()
+    workers = min(workers, len(missing))
+    total = sum(_n_images(maker, name) for name in missing)
+    threads = maker.run.recipe.generation.threads
+    with tqdm(total=total, desc="generate", unit="img", disable=not progress, dynamic_ncols=True) as bar:
+        if workers == 1:
+            make_here(maker, missing, bar.update)
+        else:
+            make_in_processes(job, missing, workers, threads, bar.update)
+
+
+def _n_images(maker: ShardMaker, name: ShardName) -> int:
+    total = len(maker.real_images) if name.kind == REAL else sum(maker.request.counts.values())
+    return min(maker.request.shard_size, total - name.number * maker.request.shard_size)
+
+
+def _result(
+    out: Path,
+    request: GenerationRequest,
+    calibrations: Mapping[str, ClassCalibration],
+    done: Sequence[ShardName],
+    complete: bool,
+    made: int,
+    seconds: float,
+) -> GenerationResult:
+    counts, shortfall = Counter(dict.fromkeys(request.counts, 0)), Counter[str]()
+    rejects: dict[str, Counter[str]] = {}
+    for name in done:
+        marker = read_marker(out, name)
+        if name.kind != REAL:
+            counts.update(marker["counts"])
+        shortfall.update(marker["shortfall"])
+        for class_name, reasons in marker["rejects"].items():
+            rejects.setdefault(class_name, Counter()).update(reasons)
+    return GenerationResult(
+        out=out,
+        fingerprint=request.fingerprint,
+        complete=complete,
+        shards=len(done),
+        made=made,
+        counts=dict(counts),
+        rejects={name: dict(reasons) for name, reasons in rejects.items()},
+        shortfall=dict(shortfall),
+        withheld=dict(request.withheld),
+        calibration={name: calibration.to_json() for name, calibration in calibrations.items()},
+        seconds=round(seconds, 1),
+    )

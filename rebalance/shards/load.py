@@ -1,0 +1,115 @@
+"""`load_shards`: shards as a torch data set."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+import webdataset
+from PIL import Image
+from torch.utils.data import IterableDataset
+
+from rebalance import files
+from rebalance.errors import InputError
+from rebalance.shards.manifest import MANIFEST
+
+_IMAGE_KEYS = ("jpg", "png", "webp")
+
+
+class ShardDataset(IterableDataset[tuple[Any, int]]):
+    """Samples of shards as (image, label); see `load_shards`."""
+
+    def __init__(
+        self,
+        tars: list[Path],
+        n_images: int,
+        transform: Callable[[Image.Image], Any] | None,
+        shuffle: int,
+        seed: int,
+        even: bool,
+    ) -> None:
+        self.tars, self.n_images, self.transform = tars, n_images, transform
+        self.shuffle, self.seed, self.even = shuffle, seed, even
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch's order, as for `DistributedSampler`."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[Any, int]]:
+        """Yield this rank's and worker's share: every sample goes to exactly one."""
+        rank, ranks = _rank()
+        worker = torch.utils.data.get_worker_info()
+        workers = worker.num_workers if worker else 1
+        consumer, consumers = (worker.id if worker else 0) * ranks + rank, workers * ranks
+        last = self.n_images // consumers * consumers if self.even else None
+        tars = list(self.tars)
+        if self.shuffle:
+            random.Random(f"{self.seed}/{self.epoch}").shuffle(tars)
+        samples: Any = itertools.islice(
+            webdataset.WebDataset([str(t) for t in tars], shardshuffle=False, nodesplitter=None, workersplitter=None),
+            consumer,
+            last,
+            consumers,
+        )
+        if self.shuffle:
+            order = random.Random(f"{self.seed}/{self.epoch}/{consumer}")
+            samples = webdataset.shuffle(self.shuffle, rng=order)(samples)
+        for sample in samples:
+            yield self._decoded(sample)
+
+    def _decoded(self, sample: dict[str, Any]) -> tuple[Any, int]:
+        data = next(sample[key] for key in _IMAGE_KEYS if key in sample)
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+        return (self.transform(image) if self.transform else image), int(sample["cls"])
+
+
+def _rank() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def load_shards(
+    out: str | Path,
+    transform: Callable[[Image.Image], Any] | None = None,
+    *,
+    shuffle: int = 0,
+    seed: int = 0,
+    even: bool = False,
+) -> ShardDataset:
+    """Return the samples of a complete output as a torch `IterableDataset` of (image, label).
+
+    Under several DataLoader workers and distributed ranks every sample is yielded exactly once; each consumer takes
+    every so-many-th sample, so ranks differ by at most one sample a worker.
+
+    Args:
+        out: folder made by `generate`.
+        transform: applied to the PIL image.
+        shuffle: size of the shuffle buffer; shards are shuffled too. 0 keeps the order. Call `set_epoch` each epoch.
+        seed: seed of the order.
+        even: drop the last few samples so that all ranks and workers yield the same number.
+
+    Raises:
+        InputError: not a complete output.
+    """
+    out = files.existing_directory(Path(out), "OUT")
+    if not (out / MANIFEST).is_file():
+        raise InputError(
+            "OUT is not complete: it has no manifest.json",
+            value=str(out),
+            remedy="Run the same `rebalance generate` again",
+        )
+    manifest = files.read_json(out / MANIFEST)
+    tars = [out / shard["shard"] for shard in manifest["shards"]]
+    missing = [tar.name for tar in tars if not tar.is_file()]
+    if missing:
+        raise InputError("shards are missing", value=missing[:5], remedy="Run the same `rebalance generate` again")
+    return ShardDataset(tars, manifest["images"], transform, shuffle, seed, even)

@@ -1,0 +1,231 @@
+"""Making one shard: a pure function of the request and the shard's number."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+
+from rebalance import files, images
+from rebalance.filtering import Gates, judge
+from rebalance.generation import (
+    Candidate,
+    LoadedRun,
+    Made,
+    Slot,
+    Slots,
+    Synthesizer,
+    batches_by_model,
+    candidate_stream,
+    keyed_rng,
+)
+from rebalance.shards.request import REAL, SYNTHETIC, GenerationRequest
+
+ORDINAL_DIGITS = 9
+CLASS_DIGITS = 5
+
+Sample = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ShardName:
+    """Kind and number of a shard, and its file names."""
+
+    kind: str
+    number: int
+
+    @property
+    def tar(self) -> str:
+        """Name of the tar file."""
+        return f"{self.kind}-{self.number:06d}.tar"
+
+    @property
+    def marker(self) -> str:
+        """Name of the done-marker."""
+        return f"{self.kind}-{self.number:06d}.json"
+
+
+@dataclass(frozen=True)
+class ShardContents:
+    """The samples of a shard in order, and what was rejected on the way."""
+
+    samples: list[Sample]
+    rejects: dict[str, dict[str, int]]
+    shortfall: dict[str, int]
+
+
+class ShardMaker:
+    """Makes shards of one request, one after another, in one process."""
+
+    def __init__(
+        self, run: LoadedRun, request: GenerationRequest, gates: Gates, out: Path, device: torch.device
+    ) -> None:
+        self.run, self.request, self.gates, self.out = run, request, gates, out
+        self.synthesizer = Synthesizer(run, device, with_confidence=gates.min_confidence is not None)
+        self.stream = candidate_stream(request.fingerprint, run.index, run.plan, run.recipe)
+        self.slots = Slots(request.counts, request.shard_size, request.fingerprint)
+
+    def names(self) -> list[ShardName]:
+        """Return all shards of the output."""
+        real = -(-len(self.real_images) // self.request.shard_size)
+        synthetic = [ShardName(SYNTHETIC, number) for number in range(self.slots.n_shards)]
+        return synthetic + [ShardName(REAL, number) for number in range(real)]
+
+    @cached_property
+    def real_images(self) -> np.ndarray:
+        """Ids of the real train images of all classes in a seeded order; empty unless asked for."""
+        index = self.run.index
+        if not self.request.include_real:
+            return np.zeros(0, np.int64)
+        rows = np.concatenate([index.rows("train", name) for name in index.classes])
+        keyed_rng(self.request.fingerprint, REAL).shuffle(rows)
+        return rows
+
+    def make(self, name: ShardName, count: Callable[[int], None]) -> None:
+        """Make a shard and then its marker.
+
+        Args:
+            name: which one.
+            count: is told the number of finished images as they come.
+        """
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            contents = self._real(name, pool, count) if name.kind == REAL else self._synthetic(name, pool, count)
+        tar = _tar_bytes(contents.samples)
+        files.write_bytes(self.out / name.tar, tar)
+        files.write_json(self.out / name.marker, self._marker(name, contents, tar))
+
+    def _marker(self, name: ShardName, contents: ShardContents, tar: bytes) -> dict[str, Any]:
+        counts = Counter(sample["json"]["class"] for sample in contents.samples)
+        return {
+            "shard": name.tar,
+            "fingerprint": self.request.fingerprint,
+            "images": len(contents.samples),
+            "counts": dict(counts),
+            "rejects": contents.rejects,
+            "shortfall": contents.shortfall,
+            "bytes": len(tar),
+            "sha256": files.sha256_bytes(tar),
+        }
+
+    def _synthetic(self, name: ShardName, pool: ThreadPoolExecutor, count: Callable[[int], None]) -> ShardContents:
+        """Fill the shard's slots in rounds: every open slot tries its next candidate."""
+        slots = self.slots.of_shard(name.number)
+        encoded: dict[Slot, Future[Sample]] = {}
+        rejects: dict[str, Counter[str]] = {}
+        open_slots, number = slots, 0
+        while open_slots and number < self.run.recipe.generation.max_candidates:
+            candidates = [self.stream.draw(slot, number) for slot in open_slots]
+            for made in self._made(candidates, pool):
+                verdict = judge(made, self.gates)
+                slot = made.candidate.slot
+                if verdict.accepted:
+                    encoded[slot] = pool.submit(self._sample, made)
+                    count(1)
+                else:
+                    rejects.setdefault(slot.class_name, Counter())[verdict.reason] += 1
+            open_slots = [slot for slot in open_slots if slot not in encoded]
+            number += 1
+        count(len(open_slots))
+        return ShardContents(
+            [encoded[slot].result() for slot in slots if slot in encoded],
+            {class_name: dict(reasons) for class_name, reasons in rejects.items()},
+            dict(Counter(slot.class_name for slot in open_slots)),
+        )
+
+    def _made(self, candidates: list[Candidate], pool: ThreadPoolExecutor) -> Iterator[Made]:
+        """Make candidates in batches; the next batch is decoded meanwhile."""
+
+        def decode(batch: list[Candidate]) -> list[Future[np.ndarray]]:
+            return [pool.submit(self.synthesizer.load, candidate.source) for candidate in batch]
+
+        batches = batches_by_model(self.run, candidates, self.synthesizer.batch)
+        waiting = decode(batches[0])
+        for number, batch in enumerate(batches):
+            sources = [future.result() for future in waiting]
+            waiting = decode(batches[number + 1]) if number + 1 < len(batches) else []
+            yield from self.synthesizer.make(batch, sources)
+
+    def _sample(self, made: Made) -> Sample:
+        candidate, index = made.candidate, self.run.index
+        slot = candidate.slot
+        scores = {"confidence": made.confidence}
+        fields = self._fields(slot.class_name, made.pixels, scores) | {
+            "synthetic": True,
+            "method": self.run.recipe.method,
+            "source": index.name(candidate.source),
+            "source_class": str(index.column("class")[candidate.source]),
+            "reference": " | ".join(index.name(reference) for reference in candidate.references),
+            "modality": self._modality(candidate.source),
+            "candidate": candidate.number,
+        }
+        return self._encoded(slot.class_name, slot.ordinal, made.pixels, fields)
+
+    def _real(self, name: ShardName, pool: ThreadPoolExecutor, count: Callable[[int], None]) -> ShardContents:
+        first = name.number * self.request.shard_size
+        chosen = self.real_images[first : first + self.request.shard_size].tolist()
+        samples = []
+        for sample in pool.map(self._real_sample, chosen):
+            samples.append(sample)
+            count(1)
+        return ShardContents(samples, {}, {})
+
+    def _real_sample(self, image_id: int) -> Sample:
+        class_name = str(self.run.index.column("class")[image_id])
+        pixels = self.synthesizer.load(image_id)
+        fields = self._fields(class_name, pixels, {"confidence": -1.0}) | {
+            "synthetic": False,
+            "method": "real",
+            "source": self.run.index.name(image_id),
+            "source_class": class_name,
+            "reference": "",
+            "modality": self._modality(image_id),
+            "candidate": -1,
+        }
+        # After the synthetic ordinals, so that keys are unique over the whole output.
+        position = int(np.searchsorted(self.run.index.rows("train", class_name), image_id))
+        return self._encoded(class_name, self.request.counts.get(class_name, 0) + position, pixels, fields)
+
+    def _modality(self, image_id: int) -> int:
+        modality = self.run.modalities.of_image(image_id)
+        return self.run.modalities.table[modality].number if modality >= 0 else -1
+
+    def _fields(self, class_name: str, pixels: np.ndarray, scores: dict[str, float]) -> dict[str, Any]:
+        height, width = pixels.shape[:2]
+        return {
+            "class": class_name,
+            "label": self.run.index.label(class_name),
+            "run": self.request.fingerprint,
+            "seed": self.request.seed,
+            "scores": scores,
+            "width": width,
+            "height": height,
+        }
+
+    def _encoded(self, class_name: str, ordinal: int, pixels: np.ndarray, fields: dict[str, Any]) -> Sample:
+        label = self.run.index.label(class_name)
+        return {
+            "__key__": f"{label:0{CLASS_DIGITS}d}-{ordinal:0{ORDINAL_DIGITS}d}",
+            self.request.file_format: images.encode(pixels, self.request.file_format, self.request.quality),
+            "cls": str(label),
+            "json": fields,
+        }
+
+
+def _tar_bytes(samples: list[Sample]) -> bytes:
+    """Return a tar file of samples without times and owners, so that equal samples give equal bytes."""
+    buffer = io.BytesIO()
+    with webdataset.TarWriter(buffer, user="", group="", mode=0o644, mtime=0, encoder=False) as writer:
+        for sample in samples:
+            writer.write(
+                {**sample, "cls": sample["cls"].encode(), "json": files.canonical_json(sample["json"]).encode()}
+            )
+    return buffer.getvalue()

@@ -1,0 +1,101 @@
+"""What decides every byte of an output, and its fingerprint."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+
+from rebalance import files, images
+from rebalance.filtering import ClassCalibration, Gates
+from rebalance.generation import LoadedRun
+
+SYNTHETIC, REAL = "synthetic", "real"
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """Everything that changes a byte of an output.
+
+    Attributes:
+        run: fingerprint of the run.
+        counts: synthetic images of each class that is not withheld, in label order.
+        withheld: withheld classes and why.
+        calibration: SHA-256 of the calibration, "" without one.
+        gates: the gates, as plain values.
+        shard_size: images of a shard.
+        file_format: "jpg", "png" or "webp".
+        quality: 1 to 100; png ignores it.
+        seed: the seed.
+        include_real: whether the real train images come along.
+        generation: the recipe's generation section, the number of threads among it.
+        device: "cpu" or "cuda", with the processor's architecture.
+        libraries: versions that floating-point results and encoded bytes depend on.
+    """
+
+    run: Mapping[str, str]
+    counts: Mapping[str, int]
+    withheld: Mapping[str, str]
+    calibration: str
+    gates: Mapping[str, Any]
+    shard_size: int
+    file_format: str
+    quality: int
+    seed: int
+    include_real: bool
+    generation: Mapping[str, Any]
+    device: str
+    libraries: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the request as plain values."""
+        return asdict(self)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the request."""
+        return files.sha256_bytes(files.canonical_json(self.to_json()).encode())
+
+
+def make_request(
+    run: LoadedRun,
+    counts: Mapping[str, int],
+    calibrations: Mapping[str, ClassCalibration],
+    gates: Gates,
+    *,
+    shard_size: int,
+    file_format: str,
+    quality: int,
+    seed: int,
+    include_real: bool,
+    device: torch.device,
+) -> GenerationRequest:
+    """Collect the request of an output; withheld classes lose their slots."""
+    withheld = {name: c.reason for name, c in calibrations.items() if c.withheld}
+    stored = {name: c.to_json() for name, c in calibrations.items()}
+    return GenerationRequest(
+        run=run.fingerprint,
+        counts={name: n for name, n in counts.items() if name not in withheld},
+        withheld=withheld,
+        calibration=files.sha256_bytes(files.canonical_json(stored).encode()) if stored else "",
+        gates=gates.to_json(),
+        shard_size=shard_size,
+        file_format=file_format,
+        quality=quality if file_format != "png" else 0,
+        seed=seed,
+        include_real=include_real,
+        generation=asdict(run.recipe.generation),
+        device=f"{device.type} {platform.machine()}",
+        libraries={
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "pillow": PIL.__version__,
+            "encoder": images.encoder_version(file_format),
+        },
+    )

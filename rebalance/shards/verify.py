@@ -1,0 +1,178 @@
+"""`verify`: every shard against its marker and the manifest."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from rebalance import files
+from rebalance.errors import DamagedError, InputError
+from rebalance.shards.generate import REQUEST
+from rebalance.shards.make import ShardName
+from rebalance.shards.manifest import MANIFEST, read_marker
+
+FIELDS = {
+    "class": str, "label": int, "synthetic": bool, "method": str, "run": str, "source": str, "source_class": str,
+    "reference": str, "modality": int, "seed": int, "candidate": int, "scores": dict, "width": int, "height": int,
+}  # fmt: skip
+"""Fields of a sample's JSON and their types."""
+
+_KEY = re.compile(r"\d{5,}-\d{9,}")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with an output: which file, and what."""
+
+    file: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked and what was found.
+
+    Attributes:
+        shards: shards checked.
+        images: samples checked.
+        counts: samples of each class.
+        problems: everything that is missing or damaged; empty when all is well.
+    """
+
+    shards: int
+    images: int
+    counts: dict[str, int]
+    problems: tuple[Problem, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 when all is well, else 1."""
+        return 1 if self.problems else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the verification as plain values."""
+        return asdict(self)
+
+
+def verify(out: str | Path, progress: bool = False) -> Verification:
+    """Check hashes, counts, keys and fields of every shard of an output.
+
+    Args:
+        out: folder of the shards.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        InputError: not a folder of shards made by `generate`.
+    """
+    out = files.existing_directory(Path(out), "OUT")
+    if not (out / REQUEST).is_file() and not (out / MANIFEST).is_file():
+        raise InputError("OUT holds no shards of this tool", value=str(out), allowed="a folder made by `generate`")
+    problems: list[Problem] = []
+    counts: Counter[str] = Counter()
+    keys: set[str] = set()
+    names = _names(out, problems)
+    for name in tqdm(names, desc="verify", unit="shard", disable=not progress, leave=False):
+        try:
+            found = _check_shard(out, name, keys, problems)
+            counts.update(found)
+        except DamagedError as error:
+            problems.append(Problem(name.tar, str(error)))
+    _check_totals(out, counts, problems)
+    return Verification(len(names), counts.total(), dict(sorted(counts.items())), tuple(problems))
+
+
+def _names(out: Path, problems: list[Problem]) -> list[ShardName]:
+    """All shards that are there or should be, by manifest, markers and tar files."""
+    listed: set[str] = set()
+    try:
+        listed = {Path(shard["shard"]).stem for shard in files.read_json(out / MANIFEST)["shards"]}
+    except (DamagedError, KeyError, TypeError) as error:
+        problems.append(Problem(MANIFEST, f"missing or damaged: {error}. Run the same `rebalance generate` again"))
+    present = {path.stem for pattern in ("*.tar", "*.json") for path in out.glob(pattern)}
+    stems = sorted(stem for stem in listed | present if re.fullmatch(r"(synthetic|real)-\d{6,}", stem))
+    for stem in stems:
+        if listed and stem not in listed:
+            problems.append(Problem(f"{stem}.tar", "not in the manifest"))
+    return [ShardName(stem.partition("-")[0], int(stem.partition("-")[2])) for stem in stems]
+
+
+def _check_shard(out: Path, name: ShardName, keys: set[str], problems: list[Problem]) -> Counter[str]:
+    marker, path = read_marker(out, name), out / name.tar
+    if not path.is_file():
+        raise DamagedError(f"{name.tar} is missing")
+    if path.stat().st_size != marker["bytes"] or files.sha256_file(path) != marker["sha256"]:
+        raise DamagedError(f"{name.tar} is damaged: its hash is not its marker's")
+    counts: Counter[str] = Counter()
+    try:
+        for key, parts in _samples(path):
+            wrong = _check_sample(key, parts, marker["fingerprint"])
+            if key in keys:
+                wrong = "key occurs twice"
+            keys.add(key)
+            if wrong:
+                problems.append(Problem(name.tar, f"sample {key}: {wrong}"))
+            else:
+                counts[json.loads(parts["json"])["class"]] += 1
+    except (tarfile.TarError, OSError) as error:
+        raise DamagedError(f"{name.tar} cannot be read: {error}") from error
+    if dict(counts) != marker["counts"] or counts.total() != marker["images"]:
+        problems.append(Problem(name.tar, f"holds {dict(counts)}, its marker says {marker['counts']}"))
+    return counts
+
+
+def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    with tarfile.open(path, "r:") as archive:
+        key, parts = "", {}
+        for member in archive:
+            file = archive.extractfile(member)
+            name, _, ending = member.name.partition(".")
+            if name != key and parts:
+                yield key, parts
+                parts = {}
+            key = name
+            parts[ending] = file.read() if file else b""
+        if parts:
+            yield key, parts
+
+
+def _check_sample(key: str, parts: dict[str, bytes], fingerprint: str) -> str:
+    """Return what is wrong with a sample, "" when nothing is."""
+    if not _KEY.fullmatch(key):
+        return "its key is not CLASSINDEX-ORDINAL"
+    if len(parts) != 3 or not {"cls", "json"} <= parts.keys():
+        return f"holds {sorted(parts)} instead of an image, cls and json"
+    try:
+        fields = json.loads(parts["json"])
+    except ValueError:
+        return "its json does not parse"
+    if not isinstance(fields, dict) or fields.keys() != FIELDS.keys():
+        return "its json has other fields"
+    wrong = [name for name, kind in FIELDS.items() if type(fields[name]) is not kind]
+    if wrong:
+        return f"its json has wrong types in {', '.join(wrong)}"
+    if fields["run"] != fingerprint:
+        return "it belongs to another fingerprint"
+    if not parts["cls"].decode("ascii", "replace") == str(fields["label"]) == str(int(key.partition("-")[0])):
+        return "key, cls and json disagree about the label"
+    return ""
+
+
+def _check_totals(out: Path, counts: Counter[str], problems: list[Problem]) -> None:
+    if any(problem.file == MANIFEST for problem in problems):
+        return
+    manifest = files.read_json(out / MANIFEST)
+    expected = {row["class"]: row["synthetic"] + row["real"] for row in manifest["classes"]}
+    for name, number in expected.items():
+        if counts[name] != number:
+            problems.append(Problem(MANIFEST, f"says {number} images of {name!r}, the shards hold {counts[name]}"))
+    for name in ("index.json", "_info.json", "README.md"):
+        if not (out / name).is_file():
+            problems.append(Problem(name, "missing"))

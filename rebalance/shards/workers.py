@@ -1,0 +1,121 @@
+"""Several shards at once: one process a shard, each with the same fixed number of threads."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rebalance.errors import RebalanceError
+from rebalance.filtering import Gates
+from rebalance.generation import load_run
+from rebalance.shards.make import ShardMaker, ShardName
+from rebalance.shards.request import GenerationRequest
+from rebalance.training import RunDirectory
+
+_POLL_SECONDS = 0.25
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker process needs to make shards; small enough to be sent."""
+
+    run: Path
+    data: str
+    request: GenerationRequest
+    gates: Gates
+    out: Path
+    device: str
+
+    def maker(self) -> ShardMaker:
+        """Load the run and build the maker."""
+        device = torch.device(self.device)
+        run = load_run(RunDirectory(self.run), self.data, device)
+        return ShardMaker(run, self.request, self.gates, self.out, device)
+
+
+@contextlib.contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Use this many CPU threads in torch while the context lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def make_here(maker: ShardMaker, names: Sequence[ShardName], count: Callable[[int], None]) -> None:
+    """Make shards one after another in this process."""
+    with torch_threads(maker.run.recipe.generation.threads):
+        for name in names:
+            maker.make(name, count)
+
+
+def make_in_processes(
+    job: Job, names: Sequence[ShardName], workers: int, threads: int, count: Callable[[int], None]
+) -> None:
+    """Make shards in worker processes.
+
+    Raises:
+        RebalanceError: a worker died.
+    """
+    context = multiprocessing.get_context("spawn")
+    done = context.Value("q", 0)
+    executor = ProcessPoolExecutor(workers, context, _start_worker, (job, threads, done, os.getpid()))
+    try:
+        waiting, counted = {executor.submit(_make, name) for name in names}, 0
+        while waiting:
+            finished, waiting = wait(waiting, _POLL_SECONDS, FIRST_COMPLETED)
+            for future in finished:
+                future.result()
+            count(done.value - counted)
+            counted = done.value
+    except BrokenProcessPool as error:
+        raise RebalanceError(
+            "a worker process died", remedy="Run the same command again, with fewer --workers if memory was short"
+        ) from error
+    except BaseException:
+        for process in list(executor._processes.values()):
+            process.terminate()
+        raise
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start_worker(job: Job, threads: int, done: Any, parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent(parent)
+    torch.set_num_threads(threads)
+    _worker.update(maker=job.maker(), done=done)
+
+
+def _die_with_parent(parent: int) -> None:
+    """Ask the kernel to end this worker when the main process is killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _make(name: ShardName) -> None:
+    def count(images: int) -> None:
+        with _worker["done"].get_lock():
+            _worker["done"].value += images
+
+    _worker["maker"].make(name, count)

@@ -1,0 +1,166 @@
+"""Checkpoints: weights and optimiser state as safetensors, step and hashes as JSON; nothing is unpickled."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from rebalance import files
+from rebalance.errors import DamagedError
+
+if TYPE_CHECKING:
+    from rebalance.training.logs import TrainingLog
+    from rebalance.training.loop import Trainer
+
+KEPT = 2
+_FILES = ("weights.safetensors", "optimizer.safetensors")
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """What a checkpoint holds. Random draws need no state: each is a function of (seed, step)."""
+
+    step: int
+    networks: Mapping[str, nn.Module]
+    averages: Mapping[str, nn.Module]
+    optimizers: Mapping[str, torch.optim.Optimizer]
+
+
+class CheckpointFolder:
+    """The checkpoints of one model; the last two are kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def paths(self) -> list[Path]:
+        """Return the checkpoints, the oldest first."""
+        found = self.folder.glob("step-*") if self.folder.is_dir() else ()
+        return sorted(path for path in found if re.fullmatch(r"step-\d+", path.name))
+
+    def last_step(self) -> int:
+        """Return the step of the newest checkpoint, 0 without any."""
+        paths = self.paths()
+        return int(paths[-1].name.removeprefix("step-")) if paths else 0
+
+    def save(self, state: TrainerState, log: TrainingLog) -> None:
+        """Write a checkpoint in one piece and drop all but the last two."""
+        path = self.folder / f"step-{state.step:08d}"
+        if path.exists():
+            return
+        sizes = log.mark()
+        with files.atomic_directory(path) as temporary:
+            save_file(_weights(state), temporary / _FILES[0])
+            save_file(_optimizer_tensors(state.optimizers), temporary / _FILES[1])
+            hashes = {name: files.sha256_file(temporary / name) for name in _FILES}
+            values = {"step": state.step, "sha256": hashes, "logs": sizes, "scalars": log.latest}
+            files.write_json(temporary / "state.json", values)
+        for old in self.paths()[:-KEPT]:
+            shutil.rmtree(old)
+
+    def restore(self, trainer: Trainer, log: TrainingLog) -> int:
+        """Load the newest intact checkpoint into a trainer and cut its log back; return the step, 0 without any.
+
+        A damaged checkpoint is passed over with a warning that names it, and removed.
+
+        Raises:
+            DamagedError: there are checkpoints, but none is intact.
+        """
+        paths = self.paths()
+        for path in reversed(paths):
+            try:
+                step = self._load(path, trainer, log)
+            except DamagedError as error:
+                warnings.warn(f"{error}; falling back to the checkpoint before", stacklevel=2)
+                continue
+            for damaged in paths[paths.index(path) + 1 :]:
+                shutil.rmtree(damaged)
+            return step
+        if paths:
+            raise DamagedError(f"no intact checkpoint in {self.folder}", remedy="Start again with --overwrite")
+        log.cut_back({})
+        return 0
+
+    def _load(self, path: Path, trainer: Trainer, log: TrainingLog) -> int:
+        values = read_state(path)
+        weights = load_file(path / _FILES[0])
+        for prefix, networks in (("", trainer.trainable.networks), ("averaged/", trainer.averaged_networks())):
+            for name, network in networks.items():
+                load_network(network, weights, f"{prefix}{name}/")
+        _load_optimizers(trainer.optimizers, load_file(path / _FILES[1]))
+        log.cut_back(values["logs"])
+        log.latest = dict(values["scalars"])
+        return int(values["step"])
+
+    def generating_weights(self) -> tuple[dict[str, torch.Tensor], str]:
+        """Return the weights of the newest checkpoint, and their SHA-256.
+
+        Raises:
+            DamagedError: missing or damaged.
+        """
+        paths = self.paths()
+        if not paths:
+            raise DamagedError(f"no checkpoint in {self.folder}")
+        values = read_state(paths[-1])
+        return load_file(paths[-1] / _FILES[0]), values["sha256"][_FILES[0]]
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's `state.json` after checking every file against its hash.
+
+    Raises:
+        DamagedError: naming the file.
+    """
+    values = files.read_json(path / "state.json")
+    for name in _FILES:
+        if not (path / name).is_file():
+            raise DamagedError(f"{path / name} is missing")
+        if files.sha256_file(path / name) != values.get("sha256", {}).get(name):
+            raise DamagedError(f"{path / name} is damaged")
+    return values
+
+
+def load_network(network: nn.Module, weights: Mapping[str, torch.Tensor], prefix: str) -> None:
+    """Load the tensors below `prefix` into a network."""
+    state = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    network.load_state_dict(state)
+
+
+def _weights(state: TrainerState) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for prefix, networks in (("", state.networks), ("averaged/", state.averages)):
+        for name, network in networks.items():
+            for key, tensor in network.state_dict().items():
+                tensors[f"{prefix}{name}/{key}"] = tensor.detach().cpu().contiguous()
+    return tensors
+
+
+def _optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for phase, optimizer in optimizers.items():
+        for number, values in optimizer.state_dict()["state"].items():
+            for key, tensor in values.items():
+                tensors[f"{phase}/{number}/{key}"] = torch.as_tensor(tensor).detach().cpu().contiguous()
+    return tensors
+
+
+def _load_optimizers(optimizers: Mapping[str, torch.optim.Optimizer], tensors: Mapping[str, torch.Tensor]) -> None:
+    for phase, optimizer in optimizers.items():
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            owner, number, key = name.split("/")
+            if owner == phase:
+                like = parameters[int(number)]
+                # The parameter's own layout, so that fused updates walk both in the same order.
+                same = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+                state.setdefault(int(number), {})[key] = same
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,354 @@
+"""`fit`: from a data set to a trained run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rebalance import files, images
+from rebalance.config import Recipe, load_recipe
+from rebalance.devices import choose_device, cpu_count
+from rebalance.errors import InputError
+from rebalance.features import make_extractor
+from rebalance.index import ImageIndex, build_index, carve_validation
+from rebalance.methods import Method, PairBatch, make_method
+from rebalance.modalities import ImageBatch, Modalities, assign, embed, make_encoder, modality_preview
+from rebalance.planning import Plan, make_plan
+from rebalance.training.checkpoints import CheckpointFolder, load_network
+from rebalance.training.data import EncoderBatches, ImageStore, PairBatches, build_store, make_pools, step_rng
+from rebalance.training.estimate import with_estimate
+from rebalance.training.logs import TrainingLog
+from rebalance.training.loop import LoopOptions, Trainer, train
+from rebalance.training.precision import Timing, choose
+from rebalance.training.previews import PROBES, Probe, TranslationObserver
+from rebalance.training.run import RunDirectory, Unit, units_of
+
+logger = logging.getLogger(__name__)
+
+ENCODER = "encoder"
+_PROBE_STREAM = 3
+_EMBED_BATCH = 256
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit came to.
+
+    Attributes:
+        run: the run directory.
+        plan: what was planned.
+        steps: steps of each model.
+        scalars: last observed scalars of each model, source dependence among them.
+        seconds: time taken now; a resumed run counts only the last sitting.
+        resumed: whether the run had been begun before.
+    """
+
+    run: Path
+    plan: Plan
+    steps: dict[str, int]
+    scalars: dict[str, dict[str, float]]
+    seconds: float
+    resumed: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as plain values."""
+        return {**asdict(self), "run": str(self.run), "plan": self.plan.to_json()}
+
+
+def fit(
+    data: str | Path,
+    run: str | Path,
+    recipe: str | Path | Recipe = "gpu-128",
+    *,
+    balance: str | float | Mapping[str, int] = "auto",
+    max_multiple: float | None = None,
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    seed: int | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> FitResult:
+    """Train a run on a data set; the same call again resumes it.
+
+    Args:
+        data: image folder, manifest or shards.
+        run: the run directory, made or resumed.
+        recipe: name, YAML file or a loaded recipe.
+        balance: targets and amounts, see `rebalance.planning.parse_balance`.
+        max_multiple: cap on synthetic images of a class, times its real ones.
+        overrides: `key=value` changes of the recipe.
+        device: "auto", "cpu" or "cuda".
+        seed: replaces the recipe's.
+        overwrite: delete what the run directory holds and start again.
+        progress: show progress bars on stderr.
+
+    Raises:
+        InputError: wrong input.
+        RefusedError: the run was begun with another request, or another process works on it.
+        InterruptedRunError: stopped by a signal; everything is saved.
+        DivergedError: a value was not finite; the last checkpoint is intact.
+    """
+    start = time.monotonic()
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides, seed)
+    directory, place = RunDirectory(Path(run)), choose_device(device)
+    index = build_index(Path(data), loaded.data.sublabel_column, progress)
+    index = carve_validation(index, loaded.data.val_fraction, loaded.seed)
+    with files.locked(directory.path):
+        if overwrite or not directory.begun:
+            directory.clear()
+        files.remove_partials(directory.path)
+        resumed = directory.begun
+        if resumed:
+            text = balance if isinstance(balance, str) else json.dumps(balance)
+            directory.check_same(loaded, index, text, max_multiple)
+            index = directory.index().moved_to(index.root)
+        else:
+            _begin(directory, loaded, index, balance, max_multiple, place)
+        fitting = Fitting(directory, directory.recipe(), index, directory.plan(), place, progress)
+        fitting.run()
+    steps, scalars = fitting.outcome()
+    return FitResult(directory.path, fitting.plan, steps, scalars, round(time.monotonic() - start, 1), resumed)
+
+
+def _begin(
+    directory: RunDirectory,
+    recipe: Recipe,
+    index: ImageIndex,
+    balance: str | float | Mapping[str, int],
+    max_multiple: float | None,
+    device: torch.device,
+) -> None:
+    """Decide everything that is decided before step 0, and write it."""
+    recipe = replace(recipe, training=replace(recipe.training, threads=recipe.training.threads or cpu_count()))
+    torch.set_num_threads(recipe.training.threads)
+    plan = make_plan(index, recipe, make_extractor(recipe.features, device), balance, max_multiple)
+    plan = with_estimate(index, recipe, plan, device)
+    directory.begin(_with_timed_choices(recipe, plan, device), index, plan)
+
+
+def _with_timed_choices(recipe: Recipe, plan: Plan, device: torch.device) -> Recipe:
+    """Time precisions and layouts of the method and of the encoder; return the recipe without "auto"."""
+    rng = torch.Generator().manual_seed(recipe.seed)
+    size, training, encoder = recipe.data.size_px, recipe.training, recipe.modalities.encoder
+
+    def noise(n: int) -> torch.Tensor:
+        return torch.rand(n, recipe.data.channels, size, size, generator=rng) * 2 - 1
+
+    method = make_method(recipe, max(sum(plan.modalities.values()), 1), seed=recipe.seed)
+    labels = torch.zeros(training.batch, dtype=torch.int64)
+    pair = PairBatch(noise(training.batch), labels, noise(training.batch), labels)
+    chosen, timings = choose(method, method_loop(recipe), device, pair)
+    _say("translator", chosen, timings)
+    training = replace(training, precision=chosen.precision, memory_format=chosen.memory_format)
+    recipe = replace(recipe, training=training)
+    if clusters(recipe, plan):
+        chosen, timings = choose(make_encoder(recipe), encoder_loop(recipe), device, ImageBatch(noise(encoder.batch)))
+        _say("encoder", chosen, timings)
+    else:
+        chosen = replace(encoder_loop(recipe), precision="fp32", memory_format="contiguous")
+    encoder = replace(encoder, precision=chosen.precision, memory_format=chosen.memory_format)
+    return replace(recipe, modalities=replace(recipe.modalities, encoder=encoder))
+
+
+def _say(what: str, chosen: LoopOptions, timings: list[Timing]) -> None:
+    if timings:
+        measured = ", ".join(map(str, timings))
+        logger.info("%s: %s, %s chosen (a step: %s)", what, chosen.precision, chosen.memory_format, measured)
+
+
+def clusters(recipe: Recipe, plan: Plan) -> bool:
+    """Whether any class is split by clustering, so that an encoder is needed."""
+    return recipe.modalities.by in ("contrastive", "vae") and any(k > 1 for k in plan.modalities.values())
+
+
+def method_loop(recipe: Recipe) -> LoopOptions:
+    """Return the loop options of the method."""
+    training = recipe.training
+    return LoopOptions(
+        steps=training.steps,
+        optimizer=training.optimizer,
+        ema=training.ema,
+        regularize_every_steps=training.regularize_every_steps,
+        precision=training.precision,
+        memory_format=training.memory_format,
+        log_every_steps=training.log_every_steps,
+        preview_every_steps=training.preview_every_steps,
+        checkpoint_every_steps=training.checkpoint_every_steps,
+        seed=recipe.seed,
+    )
+
+
+def encoder_loop(recipe: Recipe) -> LoopOptions:
+    """Return the loop options of the encoder: Adam as in SimCLR's small settings."""
+    encoder, training = recipe.modalities.encoder, recipe.training
+    return LoopOptions(
+        steps=encoder.steps,
+        optimizer=replace(training.optimizer, name="adam", beta1=0.9, beta2=0.999, weight_decay=1e-6),
+        precision=encoder.precision,
+        memory_format=encoder.memory_format,
+        log_every_steps=training.log_every_steps,
+        checkpoint_every_steps=training.checkpoint_every_steps,
+        seed=recipe.seed,
+    )
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """One sitting of a run: modalities first, then every model."""
+
+    directory: RunDirectory
+    recipe: Recipe
+    index: ImageIndex
+    plan: Plan
+    device: torch.device
+    progress: bool
+
+    def run(self) -> None:
+        """Do what is still to be done."""
+        units = units_of(self.plan, self.index, self.recipe)
+        if self.directory.modalities_path.is_file() and all(self._done(unit) for unit in units):
+            return
+        torch.set_num_threads(self.recipe.training.threads)
+        image_ids = np.sort(np.concatenate([self.index.rows("train", name) for name in self.plan.classes()]))
+        store = build_store(self.index, image_ids, self.recipe.data, self.directory.cache_path, self.progress)
+        if not self.directory.modalities_path.is_file():
+            self._find_modalities(store)
+        modalities = self.directory.modalities()
+        for unit in units:
+            self._train_unit(unit, modalities, store)
+
+    def outcome(self) -> tuple[dict[str, int], dict[str, dict[str, float]]]:
+        """Return steps and last observed scalars of every model."""
+        steps, scalars = {}, {}
+        for unit in units_of(self.plan, self.index, self.recipe):
+            checkpoint = self._checkpoints(unit.name).paths()[-1]
+            state = files.read_json(checkpoint / "state.json")
+            steps[unit.name], scalars[unit.name] = state["step"], state["scalars"]
+        return steps, scalars
+
+    def _checkpoints(self, name: str) -> CheckpointFolder:
+        return CheckpointFolder(self.directory.checkpoints(name))
+
+    def _log(self, name: str) -> TrainingLog:
+        return TrainingLog(self.directory.logs(name), self.directory.previews(name))
+
+    def _done(self, unit: Unit) -> bool:
+        return self._checkpoints(unit.name).last_step() >= self.recipe.training.steps
+
+    def _find_modalities(self, store: ImageStore) -> None:
+        features = None
+        if clusters(self.recipe, self.plan):
+            encoder, options = make_encoder(self.recipe), self.recipe.modalities.encoder
+            trainer = Trainer(encoder, encoder_loop(self.recipe), self.device)
+            batches = EncoderBatches(store, options.batch, self.recipe.seed)
+            train(
+                trainer, batches, self._checkpoints(ENCODER), self._log(ENCODER), name="encoder", progress=self.progress
+            )
+
+            def features(image_ids: np.ndarray) -> np.ndarray:
+                return embed(encoder, _batches_of(store, image_ids, self.device))
+
+        modalities = assign(self.index, self.plan.modalities, self.recipe.modalities.by, features, self.recipe.seed)
+        sheet = modality_preview(modalities, lambda image_id: store.pixels[store.positions(np.array([image_id]))[0]])
+        files.write_bytes(self.directory.path / "previews" / "modalities.png", images.png_bytes(sheet))
+        modalities.save(self.directory.modalities_path, self.index)
+
+    def _train_unit(self, unit: Unit, modalities: Modalities, store: ImageStore) -> None:
+        labels = unit.labels(modalities)
+        method = make_method(self.recipe, len(labels), seed=self.recipe.seed)
+        trainer = Trainer(method, method_loop(self.recipe), self.device)
+        batches = PairBatches(
+            store,
+            make_pools(unit.classes, lambda name: _label_images(name, labels, modalities), store),
+            related_classes(unit, self.recipe),
+            self.recipe.training.draw,
+            self.recipe.training.batch,
+            self.recipe.seed,
+        )
+        probes = tuple(self._probe(target, store) for target in unit.targets)
+        log = self._log(unit.name)
+        observer = TranslationObserver(method, probes, self.device)
+        train(
+            trainer,
+            batches,
+            self._checkpoints(unit.name),
+            log,
+            name=unit.name,
+            observer=observer,
+            progress=self.progress,
+        )
+        self._warn_of_ignored_sources(log)
+
+    def _probe(self, target: str, store: ImageStore) -> Probe:
+        """Draw the fixed images on which a target is observed."""
+        plan = self.plan.target(target)
+        rng = step_rng(self.recipe.seed, _PROBE_STREAM, plan.label)
+        of_sources = np.concatenate([self.index.rows("train", source.name) for source in plan.sources])
+        sources = rng.choice(of_sources, PROBES, replace=len(of_sources) < PROBES)
+        of_target = self.index.rows("train", target)
+        references = np.resize(rng.permutation(of_target), PROBES)
+        return Probe(target, store.tensor(store.positions(sources)), store.tensor(store.positions(references)))
+
+    def _warn_of_ignored_sources(self, log: TrainingLog) -> None:
+        least = self.recipe.training.min_source_dependence
+        for name, value in log.latest.items():
+            kind, _, target = name.partition("/")
+            if kind == "source_dependence" and value < least:
+                logger.warning(
+                    "target %r: source dependence %.2f is below %.2f: translations follow their reference and ignore "
+                    "their source, so they add little that is new", target, value, least,
+                )  # fmt: skip
+
+
+def _batches_of(store: ImageStore, image_ids: np.ndarray, device: torch.device) -> Iterator[torch.Tensor]:
+    positions = store.positions(image_ids)
+    for first in range(0, len(positions), _EMBED_BATCH):
+        yield store.tensor(positions[first : first + _EMBED_BATCH]).to(device)
+
+
+def _label_images(name: str, labels: tuple[int, ...], modalities: Modalities) -> list[tuple[int, np.ndarray]]:
+    return [(labels.index(modality), modalities.images_of(modality)) for modality in modalities.of_class(name)]
+
+
+def related_classes(unit: Unit, recipe: Recipe) -> np.ndarray:
+    """Return which classes of a model are paired, (n, n) bool: all, or those of a common target."""
+    n = len(unit.classes)
+    if recipe.training.pairs == "all":
+        return np.ones((n, n), bool)
+    related = np.eye(n, dtype=bool)
+    for group in unit.groups:
+        members = [number for number, name in enumerate(unit.classes) if name in group]
+        related[np.ix_(members, members)] = True
+    return related
+
+
+def load_method(
+    directory: RunDirectory, unit: Unit, modalities: Modalities, recipe: Recipe, device: torch.device
+) -> tuple[Method, str]:
+    """Load a trained model for generation, averaged weights where there are any; return it with their SHA-256.
+
+    Raises:
+        InputError: its training has not ended.
+        DamagedError: its checkpoint is damaged.
+    """
+    folder = CheckpointFolder(directory.checkpoints(unit.name))
+    if folder.last_step() < recipe.training.steps:
+        raise InputError(
+            f"the run's model {unit.name} stands at step {folder.last_step()} of {recipe.training.steps}",
+            remedy="Run the same `rebalance fit` command again to finish it",
+        )
+    weights, digest = folder.generating_weights()
+    method = make_method(recipe, len(unit.labels(modalities)), seed=recipe.seed)
+    for name in method.generating:
+        prefix = f"averaged/{name}/" if name in method.averaged else f"{name}/"
+        load_network(method.networks[name], weights, prefix)
+        method.networks[name].to(device).eval().requires_grad_(False)
+    return method, digest

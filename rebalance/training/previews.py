@@ -1,0 +1,102 @@
+"""What is looked at during training: a grid of translations, and whether translations depend on their source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from rebalance import images
+from rebalance.methods import Method
+from rebalance.training.loop import Observation
+
+PROBES = 16
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Fixed images of one target that are translated at every look.
+
+    Attributes:
+        target: the target.
+        sources: (16, C, H, W) in [-1, 1], of the target's sources.
+        references: (16, C, H, W) in [-1, 1], of the target.
+    """
+
+    target: str
+    sources: torch.Tensor
+    references: torch.Tensor
+
+
+@dataclass(frozen=True)
+class SourceDependence:
+    """How much translations follow their source, against how much they follow their reference.
+
+    Attributes:
+        ratio: `over_sources` / `over_references`.
+        over_sources: mean over references of the variance over sources.
+        over_references: mean over sources of the variance over references.
+    """
+
+    ratio: float
+    over_sources: float
+    over_references: float
+
+
+def source_dependence(translations: torch.Tensor) -> SourceDependence:
+    """Measure source dependence in pixels.
+
+    Args:
+        translations: (sources, references, C, H, W) in [-1, 1].
+    """
+    over_sources = float(translations.var(dim=0, unbiased=False).mean())
+    over_references = float(translations.var(dim=1, unbiased=False).mean())
+    return SourceDependence(over_sources / max(over_references, 1e-12), over_sources, over_references)
+
+
+@torch.inference_mode()
+def translate_all(method: Method, probe: Probe, device: torch.device) -> torch.Tensor:
+    """Translate every source with every reference: (sources, references, C, H, W) on the CPU."""
+    codes = method.reference_codes(probe.references.to(device))
+    rows = []
+    for source in probe.sources.to(device):
+        repeated = source.expand(len(codes), *source.shape)
+        rows.append(method.synthesize(repeated, codes).float().cpu())
+    return torch.stack(rows)
+
+
+@dataclass(frozen=True)
+class TranslationObserver:
+    """Observes a method on its targets' probes."""
+
+    method: Method
+    probes: tuple[Probe, ...]
+    device: torch.device
+
+    def __call__(self, averaged: Mapping[str, nn.Module]) -> Observation:
+        """Translate the probes with the averaged networks; return source dependence and the grid."""
+        method = self.method.with_networks(averaged)
+        scalars: dict[str, float] = {}
+        rows: list[list[np.ndarray]] = []
+        for probe in self.probes:
+            translations = translate_all(method, probe, self.device)
+            measured = source_dependence(translations)
+            scalars[f"source_dependence/{probe.target}"] = measured.ratio
+            scalars[f"variance_over_sources/{probe.target}"] = measured.over_sources
+            scalars[f"variance_over_references/{probe.target}"] = measured.over_references
+            rows.extend(_grid_rows(probe, translations))
+        return Observation(scalars, images.grid(rows, min_side_px=32))
+
+
+def _grid_rows(probe: Probe, translations: torch.Tensor) -> list[list[np.ndarray]]:
+    """Sources in columns, references in rows, translations where they meet."""
+    sources = list(images.to_pixels(probe.sources[:_SHOWN]))
+    references = images.to_pixels(probe.references[:_SHOWN])
+    rows = [[np.full_like(sources[0], 255), *sources]]
+    for number, reference in enumerate(references):
+        rows.append([reference, *images.to_pixels(translations[:_SHOWN, number])])
+    return rows

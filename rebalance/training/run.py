@@ -1,0 +1,197 @@
+"""The run directory: where each thing of a run lies, and which models it holds."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rebalance import files
+from rebalance.config import Recipe, changed_keys, dump_recipe, load_recipe
+from rebalance.config.options import to_mapping
+from rebalance.errors import DamagedError, InputError, RefusedError
+from rebalance.index import ImageIndex
+from rebalance.modalities import Modalities
+from rebalance.planning import Plan
+
+MAX_NAMED_CHANGES = 8
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One model of a run.
+
+    Attributes:
+        name: folder name below checkpoints, logs and previews.
+        targets: targets that it makes.
+        classes: data-set classes that it is trained on.
+        groups: sets of classes that translate into each other: each target with its sources.
+    """
+
+    name: str
+    targets: tuple[str, ...]
+    classes: tuple[str, ...]
+    groups: tuple[frozenset[str], ...]
+
+    def labels(self, modalities: Modalities) -> tuple[int, ...]:
+        """Return the modality id behind each translator class of this model."""
+        return tuple(i for i, modality in enumerate(modalities.table) if modality.class_name in self.classes)
+
+
+def units_of(plan: Plan, index: ImageIndex, recipe: Recipe) -> tuple[Unit, ...]:
+    """Return the models of a run: one for all targets ("joint"), or one a target ("per-class")."""
+    groups = {
+        target.name: frozenset((target.name, *(source.name for source in target.sources))) for target in plan.targets
+    }
+    if recipe.training.models == "joint":
+        wanted = [("joint", tuple(groups), tuple(groups.values()))]
+    else:
+        wanted = [(f"class-{index.label(name):05d}", (name,), (group,)) for name, group in groups.items()]
+    units = []
+    for name, targets, unit_groups in wanted:
+        classes = frozenset().union(*unit_groups)
+        if not recipe.balagan.target_in_training:
+            classes -= {target for target in targets if not _is_source(plan, target, targets)}
+        ordered = tuple(class_name for class_name in index.classes if class_name in classes)
+        units.append(Unit(name, targets, ordered, unit_groups))
+    return tuple(units)
+
+
+def _is_source(plan: Plan, name: str, targets: tuple[str, ...]) -> bool:
+    return any(source.name == name for target in targets for source in plan.target(target).sources)
+
+
+class RunDirectory:
+    """Paths and small files of a run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.recipe_path = self.path / "recipe.yaml"
+        self.plan_path = self.path / "plan.json"
+        self.index_path = self.path / "index.parquet"
+        self.modalities_path = self.path / "modalities.parquet"
+        self.calibration_path = self.path / "calibration"
+        self.cache_path = self.path / "cache"
+
+    def checkpoints(self, unit: str) -> Path:
+        """Return the folder of a model's checkpoints."""
+        return self.path / "checkpoints" / unit
+
+    def logs(self, unit: str) -> Path:
+        """Return the folder of a model's TensorBoard files."""
+        return self.path / "logs" / unit
+
+    def previews(self, unit: str) -> Path:
+        """Return the folder of a model's preview grids."""
+        return self.path / "previews" / unit
+
+    @property
+    def begun(self) -> bool:
+        """Whether a plan has been written, which `fit` does last of what it decides."""
+        return self.plan_path.is_file()
+
+    def begin(self, recipe: Recipe, index: ImageIndex, plan: Plan) -> None:
+        """Write what has been decided; the plan comes last."""
+        files.write_text(self.recipe_path, dump_recipe(recipe))
+        index.save(self.index_path)
+        files.write_json(self.plan_path, plan.to_json())
+
+    def recipe(self) -> Recipe:
+        """Read the resolved recipe."""
+        self._require(self.recipe_path)
+        return load_recipe(self.recipe_path)
+
+    def plan(self) -> Plan:
+        """Read the plan."""
+        self._require(self.plan_path)
+        try:
+            return Plan.from_json(files.read_json(self.plan_path))
+        except (KeyError, TypeError) as error:
+            raise DamagedError(f"{self.plan_path} is damaged: {error!r}") from error
+
+    def index(self) -> ImageIndex:
+        """Read the index."""
+        return ImageIndex.read_from(self.index_path)
+
+    def modalities(self) -> Modalities:
+        """Read the modalities."""
+        return Modalities.read_from(self.modalities_path)
+
+    def _require(self, path: Path) -> None:
+        if not path.is_file():
+            raise InputError("RUN is not a run directory", value=str(self.path), remedy="Run `rebalance fit` first")
+
+    def clear(self) -> None:
+        """Delete the contents of a run directory.
+
+        Raises:
+            RefusedError: the folder holds something that `fit` did not write.
+        """
+        known = {"recipe.yaml", "plan.json", "index.parquet", "modalities.parquet", "calibration", "cache",
+                 "checkpoints", "logs", "previews", ".lock"}  # fmt: skip
+        present = list(self.path.iterdir()) if self.path.is_dir() else []
+        foreign = [item.name for item in present if item.name not in known and not item.name.endswith(".partial")]
+        if foreign:
+            raise RefusedError(
+                f"{self.path} holds files that are not of a run: {', '.join(sorted(foreign)[:5])}",
+                remedy="Choose another --run folder",
+            )
+        # The plan first: without it, what a kill leaves behind counts as not begun.
+        self.plan_path.unlink(missing_ok=True)
+        for item in present:
+            if item.name != ".lock":
+                shutil.rmtree(item) if item.is_dir() else item.unlink(missing_ok=True)
+
+    def check_same(self, recipe: Recipe, index: ImageIndex, balance: str, max_multiple: float | None) -> None:
+        """Check that a run was begun with this request.
+
+        Raises:
+            RefusedError: it was not; the message names what changed.
+        """
+        begun = to_mapping(self.recipe())
+        requested = to_mapping(_with_choices(recipe, self.recipe()))
+        changes = [f"recipe {change}" for change in changed_keys(begun, requested)]
+        plan = self.plan()
+        if plan.balance != balance:
+            changes.append(f"--balance {plan.balance!r} -> {balance!r}")
+        if plan.max_multiple != max_multiple:
+            changes.append(f"--max-multiple {plan.max_multiple} -> {max_multiple}")
+        changes += _changed_files(self.index(), index)
+        if changes:
+            more = f" and {len(changes) - MAX_NAMED_CHANGES} more" if len(changes) > MAX_NAMED_CHANGES else ""
+            raise RefusedError(
+                f"{self.path} was begun with something else: {'; '.join(changes[:MAX_NAMED_CHANGES])}{more}",
+                remedy="Give the same request to resume, choose another --run, or start again with --overwrite",
+            )
+
+
+def _with_choices(requested: Recipe, begun: Recipe) -> Recipe:
+    """Fill what the request leaves to the machine with what was chosen when the run began."""
+    training, encoder = requested.training, requested.modalities.encoder
+    if training.precision == "auto":
+        training = replace(training, precision=begun.training.precision)
+    if training.memory_format == "auto":
+        training = replace(training, memory_format=begun.training.memory_format)
+    if training.threads == 0:
+        training = replace(training, threads=begun.training.threads)
+    if encoder.precision == "auto":
+        encoder = replace(encoder, precision=begun.modalities.encoder.precision)
+    if encoder.memory_format == "auto":
+        encoder = replace(encoder, memory_format=begun.modalities.encoder.memory_format)
+    return replace(requested, training=training, modalities=replace(requested.modalities, encoder=encoder))
+
+
+def _changed_files(begun: ImageIndex, now: ImageIndex) -> list[str]:
+    if begun.fingerprint == now.fingerprint:
+        return []
+
+    def rows(index: ImageIndex) -> dict[str, tuple[Any, ...]]:
+        columns = [index.column(name) for name in ("class", "sublabel", "split", "hash", "status")]
+        return {index.name(i): tuple(column[i] for column in columns) for i in range(index.table.num_rows)}
+
+    before, after = rows(begun), rows(now)
+    gone = [f"data file {name} is gone" for name in before if name not in after]
+    new = [f"data file {name} is new" for name in after if name not in before]
+    changed = [f"data file {name} has changed" for name in before if name in after and before[name] != after[name]]
+    return (gone + changed + new) or ["the data set's classes"]
