@@ -123,37 +123,41 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary directory beside `path`; on success all of it is fsynced and renamed to `path`."""
+    """Yield a temporary directory beside `path`; on success it is fsynced and renamed to `path`, else removed."""
     path = Path(path)
     temporary = _temporary(path)
     with writing(path):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        yield temporary
-        for file in temporary.iterdir():
-            fsync_path(file)
-        fsync_path(temporary)
-        os.rename(temporary, path)
+        try:
+            yield temporary
+            for file in temporary.iterdir():
+                fsync_path(file)
+            fsync_path(temporary)
+            os.rename(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         fsync_path(path.parent)
 
 
 @contextlib.contextmanager
-def locked(directory: Path, name: str = ".lock") -> Iterator[None]:
+def locked(directory: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold `directory` for this process alone; the kernel drops the lock when the process dies.
 
     Args:
         directory: made if it does not exist.
-        name: the lock's file; locks of different names do not exclude each other.
+        shared: let others in that also ask to share.
 
     Raises:
         RefusedError: another process holds it.
     """
-    with writing(directory / name):
+    with writing(directory / ".lock"):
         directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory / name, os.O_CREAT | os.O_RDWR, 0o644)
+        descriptor = os.open(directory / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RefusedError(
                 f"another process is working in {directory}", remedy="Wait until it has ended or choose another folder"

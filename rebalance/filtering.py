@@ -13,7 +13,6 @@ from rebalance import files, frechet
 from rebalance.errors import InputError
 from rebalance.features import FeatureExtractor
 from rebalance.generation import LoadedRun, Made, Slot, Synthesizer, batches_by_model, candidate_stream
-from rebalance.planning import squares
 
 LOW_CONFIDENCE = "low_confidence"
 
@@ -186,8 +185,12 @@ def _projection(run: LoadedRun, extractor: FeatureExtractor) -> frechet.Projecti
         of_class = run.index.rows("train", name)
         order = np.random.default_rng((run.recipe.seed, label)).permutation(of_class)
         rows.append(order[: run.recipe.plan.feature_images])
-    features = extractor.extract_all(squares(run.index, np.sort(np.concatenate(rows)), run.recipe))
+    features = extractor.extract_all(_squares(run, np.sort(np.concatenate(rows))))
     return frechet.fit_projection(features, run.recipe.filtering.dimensions)
+
+
+def _squares(run: LoadedRun, rows: np.ndarray) -> Iterator[np.ndarray]:
+    return (run.index.square(int(row), run.recipe.data) for row in rows)
 
 
 def _calibrate_class(
@@ -209,7 +212,7 @@ def _calibrate_class(
     if len(real_rows) < 2:
         return replace(result, reason="a Fréchet distance needs at least 2 real images")
     assert gates.max_fid is not None
-    real = projection.apply(extractor.extract_all(squares(run.index, real_rows, run.recipe)))
+    real = projection.apply(extractor.extract_all(_squares(run, real_rows)))
     synthetic = projection.apply(extractor.extract_all(accepted))
     fid = frechet.compare(real, synthetic, draws=run.recipe.filtering.floor_draws, seed=seed)
     limit = gates.max_fid.limit(fid.floor)

@@ -225,8 +225,7 @@ class Synthesizer:
 
     def load(self, image_id: int) -> np.ndarray:
         """Return an image as the model's square, (H, W, C) uint8."""
-        data = self.run.recipe.data
-        return images.to_square(self.run.index.load(image_id), data.size_px, data.channels, data.square)
+        return self.run.index.square(image_id, self.run.recipe.data)
 
     def _padded(self, pixels: Sequence[np.ndarray]) -> torch.Tensor:
         """Stack images and repeat the last up to the batch's shape, because results depend on the shape."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,31 @@ EXTENSIONS = frozenset(
 
 class BadImageError(Exception):
     """An image that cannot be used; the text is the reason shown to the user."""
+
+
+class _Silence:
+    """No warnings while any thread decodes; `catch_warnings` in each would put the filters back in the wrong order."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._users:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+            self._users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self._filters.__exit__(None, None, None)
+
+
+_SILENCE = _Silence()
 
 
 @dataclass(frozen=True)
@@ -45,13 +71,11 @@ def decode(data: bytes) -> Image.Image:
     if not data:
         raise BadImageError("zero-size file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
-                if math.prod(image.size) > MAX_PIXELS:
-                    raise BadImageError(f"too large: {image.width} x {image.height} pixels")
-                image.load()
-                return _displayed(image)
+        with _SILENCE, Image.open(io.BytesIO(data)) as image:
+            if math.prod(image.size) > MAX_PIXELS:
+                raise BadImageError(f"too large: {image.width} x {image.height} pixels")
+            image.load()
+            return _displayed(image)
     except BadImageError:
         raise
     except Image.UnidentifiedImageError as error:
@@ -81,7 +105,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     low, high = values.min(), values.max()
     if image.mode == "F" and low >= 0 and high <= 1:
         values = values * 255
-    elif high > 255:
+    elif high > 255 or image.mode.startswith("I;16"):
         values = values / 257
     return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import yaml
 
-from rebalance import images
 from rebalance.config import Recipe
 from rebalance.errors import InputError
 from rebalance.features import FeatureExtractor
@@ -163,7 +162,8 @@ def _balance_file(path: Path) -> dict[str, int]:
     if path.suffix not in (".json", ".yaml", ".yml") or not path.is_file():
         raise InputError("--balance is unknown", value=str(path), allowed=allowed)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"cannot read --balance {path}: {error}") from error
     return _final_counts(values)
@@ -198,7 +198,7 @@ def resolve_balance(
         raise InputError(
             "rebalancing needs at least two classes with usable train images", value=dict(counts), allowed="two or more"
         )
-    if max_multiple is not None and not max_multiple > 0:
+    if max_multiple is not None and not 0 < max_multiple < math.inf:
         raise InputError("--max-multiple", value=max_multiple, allowed="a number above 0")
     finals = _wanted(counts, request)
     empty = [name for name, final in finals.items() if final > counts[name] == 0]
@@ -209,8 +209,11 @@ def resolve_balance(
         )
     wanted = {name: final - counts[name] for name, final in finals.items() if final > counts[name]}
     if max_multiple is not None:
-        wanted = {name: min(n, math.floor(max_multiple * counts[name])) for name, n in wanted.items()}
-        wanted = {name: n for name, n in wanted.items() if n}
+        wanted = {name: min(n, math.floor(max_multiple * counts[name] + 1e-9)) for name, n in wanted.items()}
+        capped = {name: n for name, n in wanted.items() if n}
+        if wanted and not capped:
+            raise InputError("nothing to do: --max-multiple leaves no image to make", value=max_multiple)
+        wanted = capped
     if not wanted:
         raise InputError("nothing to do: every class has the images that --balance asks for", value=balance)
     return wanted
@@ -256,14 +259,9 @@ def class_means(index: ImageIndex, recipe: Recipe, extractor: FeatureExtractor) 
         rows = index.rows("train", name)
         if len(rows):
             chosen = np.random.default_rng((recipe.seed, label)).permutation(rows)[: recipe.plan.feature_images]
-            means[name] = extractor.extract_all(squares(index, np.sort(chosen), recipe)).mean(0)
+            pixels = (index.square(int(row), recipe.data) for row in np.sort(chosen))
+            means[name] = extractor.extract_all(pixels).mean(0)
     return means
-
-
-def squares(index: ImageIndex, rows: np.ndarray, recipe: Recipe) -> Any:
-    """Yield the images of rows as the model's squares, (H, W, C) uint8."""
-    data = recipe.data
-    return (images.to_square(index.load(int(row)), data.size_px, data.channels, data.square) for row in rows)
 
 
 def make_plan(

@@ -102,8 +102,8 @@ def plan_text(plan: Plan, shard_size: int) -> str:
     if plan.estimate:
         estimate = plan.estimate
         lines += [
-            f"time              about {duration(estimate.fit_seconds)} to fit, {duration(estimate.generate_seconds)} to "
-            "generate, on this machine",
+            f"time              about {duration(estimate.fit_seconds)} to fit and "
+            f"{duration(estimate.generate_seconds)} to generate, on this machine",
             f"disk              about {size(estimate.run_bytes)} for the run, {size(estimate.shards_bytes)} for shards",
         ]
     return "\n".join(lines)
@@ -148,8 +148,9 @@ def generation_text(result: GenerationResult) -> str:
         fid = calibration["fid"]
         if fid:
             lines.append(
-                f"FD of {name!r}: {fid['distance']:.4g} (limit {calibration['limit']:.4g}, floor {fid['floor']:.4g}, bias "
-                f"{fid['bias']:.4g}, n {fid['n_real']} real and {fid['n_synthetic']} synthetic, d {fid['dimensions']})"
+                f"FD of {name!r}: {fid['distance']:.4g} (limit {calibration['limit']:.4g}, floor {fid['floor']:.4g}, "
+                f"bias {fid['bias']:.4g}, n {fid['n_real']} real and {fid['n_synthetic']} synthetic, "
+                f"d {fid['dimensions']})"
             )
     lines += [f"WITHHELD {name!r}: {reason}" for name, reason in result.withheld.items()]
     if not result.complete:
@@ -205,8 +206,7 @@ def contact_sheet(run: RunDirectory, out: Path, columns: int = 12) -> Image.Imag
     ids = {index.name(row): row for row in range(index.table.num_rows)}
 
     def load(image_id: int) -> np.ndarray:
-        data = recipe.data
-        return images.to_square(index.load(image_id), data.size_px, data.channels, data.square)
+        return index.square(image_id, recipe.data)
 
     shown: dict[str, list[ShardImage]] = {target.name: [] for target in plan.targets}
     for image in read_synthetic(out):

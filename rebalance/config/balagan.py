@@ -18,7 +18,7 @@ class GeneratorOptions(Options):
     style_size: int = option(64, "length of the style code", at_least=1)
     mlp_width: int = option(256, "width of the MLP from style code to AdaIN parameters", at_least=1)
     mlp_layers: int = option(3, "linear layers of that MLP", at_least=2)
-    stem_kernel: int = option(7, "kernel of the first and last convolution", at_least=1)
+    stem_kernel: int = option(7, "kernel of the first and last convolution", choices=(1, 3, 5, 7, 9))
     down_kernel: int = option(4, "kernel of the stride-2 convolutions", choices=(2, 4, 6))
     up_kernel: int = option(5, "kernel of the convolution after each upsampling", choices=(1, 3, 5, 7))
 
@@ -30,7 +30,7 @@ class DiscriminatorOptions(Options):
     base_filters: int = option(64, "channels after the first convolution", at_least=1)
     blocks: int = option(10, "residual blocks, two a stage, pooling between stages", at_least=2)
     max_filters: int = option(1024, "channels stop doubling here", at_least=1)
-    stem_kernel: int = option(7, "kernel of the first convolution", at_least=1)
+    stem_kernel: int = option(7, "kernel of the first convolution", choices=(1, 3, 5, 7, 9))
     classifier_head: bool = option(True, "the D_cls head; off is the paper's ablation B")
 
 

@@ -52,23 +52,31 @@ class Options:
             InputError: a value lies outside what its field allows.
         """
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            for element in value if isinstance(value, tuple) else (value,):
-                self._check(field, element)
+            check(f"{type(self).__name__}.{field.name}", field.metadata, getattr(self, field.name))
 
-    def _check(self, field: dataclasses.Field[Any], value: Any) -> None:
-        rule = field.metadata
-        name = f"{type(self).__name__}.{field.name}"
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"{name} must be finite", value=value)
-        if rule.get("choices") is not None and value not in rule["choices"]:
-            raise InputError(f"{name} is unknown", value=value, allowed=", ".join(map(repr, rule["choices"])))
-        if rule.get("at_least") is not None and value < rule["at_least"]:
-            raise InputError(f"{name} is too small", value=value, allowed=f"{rule['at_least']} or more")
-        if rule.get("at_most") is not None and value > rule["at_most"]:
-            raise InputError(f"{name} is too large", value=value, allowed=f"{rule['at_most']} or less")
-        if rule.get("above") is not None and value <= rule["above"]:
-            raise InputError(f"{name} is too small", value=value, allowed=f"more than {rule['above']}")
+
+def check(name: str, rule: Mapping[str, Any], value: Any) -> None:
+    """Check a value, or each element of a tuple, against what `option` declared.
+
+    Raises:
+        InputError: it lies outside; the message calls it `name`.
+    """
+    if isinstance(value, tuple):
+        for element in value:
+            check(name, rule, element)
+        return
+    if value is None:
+        return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name} must be finite", value=value)
+    if rule["choices"] is not None and value not in rule["choices"]:
+        raise InputError(f"{name} is unknown", value=value, allowed=", ".join(map(repr, rule["choices"])))
+    if rule["at_least"] is not None and value < rule["at_least"]:
+        raise InputError(f"{name} is too small", value=value, allowed=f"{rule['at_least']} or more")
+    if rule["at_most"] is not None and value > rule["at_most"]:
+        raise InputError(f"{name} is too large", value=value, allowed=f"{rule['at_most']} or less")
+    if rule["above"] is not None and value <= rule["above"]:
+        raise InputError(f"{name} is too small", value=value, allowed=f"more than {rule['above']}")
 
 
 def nearest(name: str, names: typing.Iterable[str]) -> str:
@@ -99,6 +107,7 @@ def build(kind: type[O], values: Mapping[str, Any], where: str = "") -> O:
         if key not in fields:
             raise InputError(f"unknown recipe key {dotted!r}", remedy=nearest(str(key), fields))
         arguments[key] = _convert(hints[key], value, dotted)
+        check(dotted, fields[key].metadata, arguments[key])
     return kind(**arguments)
 
 

@@ -118,11 +118,11 @@ class ModalityOptions(Options):
         "embedding that is clustered; column: a manifest column of sub-labels; none: one modality a class",
         choices=("contrastive", "vae", "column", "none"),
     )
-    k: int | None = option(None, "modalities of every source class; empty: by the plan's rule")
+    k: int | None = option(None, "modalities of every source class; empty: by the plan's rule", at_least=1)
     k_max: int = option(40, "most modalities of a class", at_least=1)
     min_images: int = option(32, "average images of a modality, at least", at_least=1)
     split_targets: bool = option(False, "balanced setting: targets are split too")
-    k_target: int | None = option(None, "modalities of a target when split; empty: by the rule")
+    k_target: int | None = option(None, "modalities of a target when split; empty: by the rule", at_least=1)
     encoder: EncoderOptions = option(EncoderOptions, "encoder")
 
 

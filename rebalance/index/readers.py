@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -75,8 +76,10 @@ def read_listing(data: Path, sublabel_column: str = "") -> Listing:
         return read_manifest(data, sublabel_column)
     if sublabel_column:
         raise InputError("data.sublabel_column needs a manifest", value=str(data), allowed=".csv, .tsv or .parquet")
+    if _has_class_folders(data):
+        return read_folder(data)
     tars = sorted(path for path in data.rglob("*.tar") if path.is_file() and not _hidden(path.name))
-    return read_shards(data, tars) if tars and not _class_folders(data) else read_folder(data)
+    return read_shards(data, tars) if tars else read_folder(data)
 
 
 def _hidden(name: str) -> bool:
@@ -90,7 +93,7 @@ def _subfolders(folder: Path) -> list[Path]:
         raise InputError(f"cannot read the folder {folder}: {error.strerror}") from error
 
 
-def _class_folders(root: Path) -> bool:
+def _has_class_folders(root: Path) -> bool:
     """Whether any folder directly below holds an image, so that tar files beside it are not the data set."""
     return any(
         Path(name).suffix.lower() in EXTENSIONS
@@ -117,6 +120,7 @@ def read_folder(root: Path) -> Listing:
                 entries.extend(_walk(root, class_folder, class_folder.name, str(split)))
             entries.extend(_loose(root, folder, str(split)))
     else:
+        _refuse_mixed_layout(splits)
         for class_folder in folders:
             classes.add(class_folder.name)
             entries.extend(_walk(root, class_folder, class_folder.name, "train"))
@@ -128,6 +132,19 @@ def read_folder(root: Path) -> Listing:
     return _listing(root, classes, entries)
 
 
+def _refuse_mixed_layout(splits: dict[Path, str | None]) -> None:
+    """Refuse a train folder of class folders beside folders that are no splits: they cannot all be classes."""
+    train = next((folder for folder, split in splits.items() if split == "train"), None)
+    if train is not None and _subfolders(train) and not any(path.is_file() for path in train.iterdir()):
+        others = sorted(folder.name for folder, split in splits.items() if split is None)
+        raise InputError(
+            f"{train} holds class folders, but beside it lie folders that are no splits",
+            value=", ".join(others),
+            allowed=f"only {', '.join(SPLIT_NAMES)} beside each other",
+            remedy="Move the other folders away",
+        )
+
+
 def _loose(root: Path, folder: Path, split: str) -> Iterator[Entry]:
     """Images that lie outside every class folder."""
     for path in folder.iterdir():
@@ -136,7 +153,8 @@ def _loose(root: Path, folder: Path, split: str) -> Iterator[Entry]:
 
 
 def _walk(root: Path, folder: Path, class_name: str, split: str) -> Iterator[Entry]:
-    seen = {os.path.realpath(folder)}
+    within = len(folder.relative_to(root).parts)
+    seen = {os.path.realpath(parent) for parent in (folder, *folder.parents[:within])}
 
     def unreadable(error: OSError) -> None:
         raise InputError(f"cannot read the folder {error.filename}: {error.strerror}") from error
@@ -153,7 +171,13 @@ def _walk(root: Path, folder: Path, class_name: str, split: str) -> Iterator[Ent
             if not _hidden(name):
                 known = os.path.splitext(name)[1].lower() in EXTENSIONS
                 relative = Path(directory, name).relative_to(root).as_posix()
-                yield _entry(relative, class_name, split, "" if known else "not an image: unknown file ending")
+                reason = "" if known else "not an image: unknown file ending"
+                yield _entry(relative, class_name, split, reason or _special(os.path.join(directory, name)))
+
+
+def _special(path: str) -> str:
+    """Why a pipe, socket or device is never opened: reading it could wait for ever; "" for anything else."""
+    return "not a file" if os.path.exists(path) and not os.path.isfile(path) else ""
 
 
 def _entry(path: str, class_name: str, split: str, reason: str) -> Entry:
@@ -216,11 +240,11 @@ def _manifest_table(manifest: Path) -> pa.Table:
             delimiter = "\t" if manifest.suffix.lower() == ".tsv" else ","
             with open(manifest, encoding="utf-8-sig") as file:
                 names = file.readline().rstrip("\r\n").split(delimiter)
-            as_text = {name.strip().strip('"'): pa.string() for name in names}
+            as_text = {form.strip('"'): pa.string() for name in names for form in (name, name.strip())}
             return pa_csv.read_csv(
                 manifest,
                 parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-                convert_options=pa_csv.ConvertOptions(column_types=as_text, strings_can_be_null=True),
+                convert_options=pa_csv.ConvertOptions(column_types=as_text),
             )
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise InputError(f"cannot read the manifest {manifest}: {error}") from error
@@ -239,7 +263,7 @@ def read_shards(root: Path, tars: list[Path]) -> Listing:
     for tar in tars:
         relative = tar.relative_to(root).as_posix()
         split = next(
-            (SPLIT_NAMES[word] for word in relative.lower().replace("/", "-").split("-") if word in SPLIT_NAMES),
+            (SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", relative.lower()) if word in SPLIT_NAMES),
             "train",
         )
         try:
@@ -290,4 +314,4 @@ def _shard_label(archive: tarfile.TarFile, member: tarfile.TarInfo, ending: str)
     if not isinstance(fields, dict):
         return ""
     label = fields.get("class", fields.get("label", ""))
-    return str(label)
+    return "" if label is None else str(label)

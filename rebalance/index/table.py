@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from rebalance import files, images
+from rebalance.config import DataOptions
 from rebalance.errors import DamagedError, InputError
 
 SPLITS = ("train", "val", "test")
@@ -90,19 +91,19 @@ class ImageIndex:
         """Return the bytes of an image's file.
 
         Raises:
-            InputError: the file has gone or has changed its size since it was indexed.
+            InputError: the file has gone or has changed since it was indexed.
         """
         path, offset = self.root / self.column("path")[image_id], int(self.column("offset")[image_id])
         size = int(self.column("bytes")[image_id])
         try:
             with open(path, "rb") as file:
                 file.seek(max(offset, 0))
-                data = file.read(size)
+                data = file.read() if offset < 0 else file.read(size)
         except OSError as error:
             raise InputError(
                 f"cannot read {path}: {error.strerror}", remedy="Restore the data set, or name where it is with --data"
             ) from error
-        if len(data) != size:
+        if files.sha256_bytes(data) != self.column("hash")[image_id]:
             raise InputError(f"{path} has changed since it was indexed", remedy="Restore the data set")
         return data
 
@@ -112,6 +113,10 @@ class ImageIndex:
             return images.decode(self.read(image_id))
         except images.BadImageError as error:
             raise InputError(f"{self.name(image_id)} has changed since it was indexed: {error}") from error
+
+    def square(self, image_id: int, options: DataOptions) -> np.ndarray:
+        """Return an image as the model's square, (size_px, size_px, channels) uint8."""
+        return images.to_square(self.load(image_id), options.size_px, options.channels, options.square)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -133,8 +133,10 @@ def generate(
     )  # fmt: skip
     maker = ShardMaker(loaded, request, gates, target, place)
     wanted = _chosen(maker, shards)
-    with files.locked(target, ".lock" if shards is None else f".lock-{shards[0]}-{shards[1]}"):
+    with files.locked(target, shared=shards is not None):
         _claim(target, request, overwrite)
+        if shards is None:
+            files.remove_partials(target)
         missing = [name for name in wanted if not _is_done(target, name, request)]
         job = Job(directory.path, str(loaded.index.root), request, gates, target, place.type)
         _make_all(maker, job, missing, workers, progress)

@@ -80,8 +80,7 @@ def _decode_into(
     pixels: np.ndarray, index: ImageIndex, image_ids: np.ndarray, options: DataOptions, progress: bool
 ) -> None:
     def decode(position: int) -> None:
-        image = index.load(int(image_ids[position]))
-        pixels[position] = images.to_square(image, options.size_px, options.channels, options.square)
+        pixels[position] = index.square(int(image_ids[position]), options)
 
     with ThreadPoolExecutor() as pool:
         done = pool.map(decode, range(len(image_ids)))

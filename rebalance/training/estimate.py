@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from rebalance import images
 from rebalance.config import Recipe
 from rebalance.index import ImageIndex
 from rebalance.methods import Method, PairBatch, make_method
 from rebalance.modalities import Modalities, Modality
-from rebalance.planning import Estimate, Plan, squares
+from rebalance.planning import Estimate, Plan
 from rebalance.trainable import StepContext
 from rebalance.training.run import units_of
 
@@ -50,6 +52,21 @@ def estimate(index: ImageIndex, recipe: Recipe, plan: Plan, device: torch.device
     )
 
 
+class _OperationCounter(TorchDispatchMode):
+    """Sums torch's own operation counts; `FlopCounterMode` cannot be used, its hooks fail inside R1's gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
 def _count(method: Method, recipe: Recipe) -> tuple[float, float]:
     """Return the operations of a training step, averaged over lazy steps, and of one synthetic image."""
     for network in method.networks.values():
@@ -61,16 +78,16 @@ def _count(method: Method, recipe: Recipe) -> tuple[float, float]:
     every = recipe.training.regularize_every_steps
     totals = []
     for regularize in (0.0, float(every)):
-        with FlopCounterMode(display=False) as counter:
+        with _OperationCounter() as counter:
             context = StepContext(0, torch.Generator().manual_seed(0), regularize)
             outputs = method.forward(pair, context)
             for phase in method.phases:
                 method.loss(phase.name, pair, outputs, context).total.backward()
-        totals.append(counter.get_total_flops())
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        totals.append(counter.total)
+    with _OperationCounter() as counter, torch.no_grad():
         method.synthesize(pictures, method.reference_codes(pictures))
     plain, regularized = totals
-    return plain + (regularized - plain) / every, counter.get_total_flops() / batch
+    return plain + (regularized - plain) / every, counter.total / batch
 
 
 def _convolution_speed(recipe: Recipe, device: torch.device) -> float:
@@ -92,7 +109,7 @@ def _convolution_speed(recipe: Recipe, device: torch.device) -> float:
 
 def _mean_image_bytes(index: ImageIndex, recipe: Recipe, plan: Plan) -> float:
     rows = index.rows("train", plan.targets[0].name)[:_SAMPLED_IMAGES]
-    return float(np.mean([len(images.encode(pixels, "jpg", 95)) for pixels in squares(index, rows, recipe)]))
+    return float(np.mean([len(images.encode(index.square(int(row), recipe.data), "jpg", 95)) for row in rows]))
 
 
 def with_estimate(index: ImageIndex, recipe: Recipe, plan: Plan, device: torch.device) -> Plan:

@@ -41,8 +41,8 @@ class TrainingLog:
             for term, value in {**loss.terms, "total": loss.total}.items():
                 number = float(value.detach())
                 self._write(f"{phase}/{term}", number, step)
-                if term != "total":
-                    shown[f"{phase[0].upper()}.{term[:5]}"] = f"{number:.3f}"
+                if term in loss.terms:
+                    shown[f"{phase[0].upper()}.{term}"] = f"{number:.2f}"
         return shown
 
     def observation(self, observation: Observation, step: int) -> None:

@@ -1,0 +1,457 @@
+"""One contract suite over every method, and what is BalaGAN's own."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from toys import same_tensors, tiny_recipe, weights_of
+
+from rebalance.config import DiscriminatorOptions, GeneratorOptions, OptimizerOptions
+from rebalance.errors import InputError
+from rebalance.methods import METHODS, Method, PairBatch, make_method
+from rebalance.trainable import StepContext
+from rebalance.training import LoopOptions, Trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+N_CLASSES = 4
+CPU = torch.device("cpu")
+
+
+def pairs(seed: int = 0, n: int = 3, channels: int = 3, size: int = 8) -> PairBatch:
+    rng = torch.Generator().manual_seed(seed)
+
+    def images() -> torch.Tensor:
+        return torch.rand(n, channels, size, size, generator=rng) * 2 - 1
+
+    def labels() -> torch.Tensor:
+        return torch.randint(0, N_CLASSES, (n,), generator=rng)
+
+    return PairBatch(images(), labels(), images(), labels())
+
+
+def context(step: int = 0, regularize: float = 1.0) -> StepContext:
+    return StepContext(step, torch.Generator().manual_seed(step), regularize)
+
+
+def trainer_of(method: Method, **options: object) -> Trainer:
+    return Trainer(method, LoopOptions(steps=10, **options), CPU)
+
+
+def terms_of(method: Method, phase: str, batch: PairBatch, outputs: object = None) -> dict[str, float]:
+    outputs = method.forward(batch, context()) if outputs is None else outputs
+    return {name: float(term.detach()) for name, term in method.loss(phase, batch, outputs, context()).terms.items()}
+
+
+each = pytest.mark.parametrize("name", sorted(METHODS))
+
+
+def make(name: str, seed: int = 0, **sections: object) -> Method:
+    return make_method(tiny_recipe(method=name, **sections), N_CLASSES, seed=seed)
+
+
+@each
+def test_contract_builds_with_its_name_and_networks(name):
+    method = make(name)
+    assert isinstance(method, METHODS[name]) and method.name == name
+    assert method.networks and set(method.averaged) <= set(method.networks)
+    assert set(method.generating) <= set(method.networks)
+    assert {network for phase in method.phases for network in phase.networks} == set(method.networks)
+    assert all(phase.lr > 0 for phase in method.phases)
+    assert len({phase.name for phase in method.phases}) == len(method.phases)
+
+
+@each
+def test_contract_same_seed_same_weights(name):
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = weights_of(make(name, 3).networks)
+    assert torch.equal(torch.get_rng_state(), state), "building draws from the global generator"
+    torch.manual_seed(2)
+    assert same_tensors(first, weights_of(make(name, 3).networks))
+    assert not same_tensors(first, weights_of(make(name, 4).networks))
+
+
+@each
+def test_contract_forward_and_losses_are_finite_and_named(name):
+    method, batch = make(name), pairs()
+    outputs = method.forward(batch, context())
+    for phase in method.phases:
+        loss = method.loss(phase.name, batch, outputs, context())
+        assert loss.total.ndim == 0 and loss.total.isfinite() and loss.total.requires_grad
+        assert loss.terms
+        assert all(term.ndim == 0 and term.isfinite() for term in loss.terms.values())
+
+
+@each
+@pytest.mark.parametrize("channels", [1, 3])
+def test_contract_each_phase_reaches_exactly_its_networks(name, channels):
+    """Weights and gradients of a network change in its own phases only."""
+    method = make(name, data={"channels": channels})
+    trainer = trainer_of(method)
+    changed: dict[str, set[str]] = {}
+    for phase in method.phases:
+        optimizer, plain = trainer.optimizers[phase.name], trainer.optimizers[phase.name].step
+
+        def watched(phase=phase, optimizer=optimizer, plain=plain):
+            for network in phase.networks:
+                for key, parameter in method.networks[network].named_parameters():
+                    assert parameter.grad is not None and parameter.grad.isfinite().all(), (network, key)
+            for network in set(method.networks) - set(phase.networks):
+                assert not any(p.requires_grad for p in method.networks[network].parameters()), "not frozen"
+            before = weights_of(method.networks)
+            plain()
+            after = weights_of(method.networks)
+            changed[phase.name] = {key for key in before if not torch.equal(before[key], after[key])}
+
+        optimizer.step = watched
+    start = weights_of(method.networks)
+    trainer.step(pairs(channels=channels), 0)
+    after = weights_of(method.networks)
+    for phase in method.phases:
+        assert {key.split("/")[0] for key in changed[phase.name]} == set(phase.networks)
+    assert {key for key in start if not torch.equal(start[key], after[key])} == set().union(*changed.values())
+    assert all(p.requires_grad for network in method.networks.values() for p in network.parameters())
+
+
+@each
+def test_contract_frozen_networks_collect_no_gradient(name):
+    """After a phase, a network that it does not train has no gradient from it."""
+    method = make(name)
+    trainer = trainer_of(method)
+    trainer.step(pairs(), 0)
+    for network in method.networks.values():
+        network.zero_grad(set_to_none=True)
+    outputs = method.forward(pairs(1), context(1))
+    for phase in method.phases:
+        with trainer._learning(phase.networks):
+            method.loss(phase.name, pairs(1), outputs, context(1)).total.backward()
+        for other, network in method.networks.items():
+            reached = any(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+            assert reached == (other in phase.networks), (phase.name, other)
+            network.zero_grad(set_to_none=True)
+
+
+@each
+def test_contract_steps_are_reproducible(name):
+    def trained(seed: int) -> dict[str, torch.Tensor]:
+        method = make(name)
+        trainer = trainer_of(method, seed=seed)
+        for step in range(3):
+            trainer.step(pairs(step), step)
+        return weights_of(method.networks)
+
+    assert same_tensors(trained(0), trained(0))
+
+
+@each
+def test_contract_learns_in_bf16_and_channels_last(name):
+    method = make(name)
+    trainer = trainer_of(method, precision="bf16", memory_format="channels_last")
+    before = weights_of(method.networks)
+    losses = trainer.step(pairs(), 0)
+    after = weights_of(method.networks)
+    assert all(loss.total.isfinite() for loss in losses.values())
+    assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in after.values())
+    for network in method.networks:
+        assert any(key.startswith(f"{network}/") and not torch.equal(before[key], after[key]) for key in before)
+
+
+@each
+@pytest.mark.parametrize("channels", [1, 3])
+def test_contract_shapes_of_generation(name, channels):
+    method = make(name, data={"channels": channels})
+    batch = pairs(channels=channels)
+    with torch.no_grad():
+        codes = method.reference_codes(batch.reference)
+        images = method.synthesize(batch.source, codes)
+    assert codes.ndim == 2 and len(codes) == 3
+    assert images.shape == batch.source.shape and images.abs().max() <= 1
+    assert method.has_class_head in (True, False)
+    if method.has_class_head:
+        with torch.no_grad():
+            assert method.class_logits(images).shape == (3, N_CLASSES)
+
+
+@each
+def test_contract_generation_treats_images_one_by_one(name):
+    method, batch = make(name), pairs()
+    with torch.no_grad():
+        codes = method.reference_codes(batch.reference)
+        images = method.synthesize(batch.source, codes)
+        alone = method.synthesize(batch.source[1:2], method.reference_codes(batch.reference[1:2]))
+    torch.testing.assert_close(images[1:2], alone, rtol=1e-4, atol=1e-5)
+
+
+@each
+def test_contract_with_networks_swaps_and_leaves_the_original(name):
+    method, other, batch = make(name, 0), make(name, 1), pairs()
+    networks = dict(method.networks)
+    swapped = method.with_networks({key: other.networks[key] for key in method.generating})
+
+    def images(of: Method) -> torch.Tensor:
+        with torch.no_grad():
+            return of.synthesize(batch.source, of.reference_codes(batch.reference))
+
+    assert torch.equal(images(swapped), images(other))
+    assert not torch.equal(images(swapped), images(method))
+    assert method.networks == networks
+    assert all(method.with_networks({}).networks[key] is networks[key] for key in networks)
+
+
+@each
+def test_contract_can_be_copied_after_a_step(name):
+    method = make(name)
+    trainer_of(method).step(pairs(), 0)
+    assert same_tensors(weights_of(copy.deepcopy(method).networks), weights_of(method.networks))
+
+
+@each
+def test_contract_averages_follow_the_trained_weights(name):
+    method = make(name)
+    trainer = trainer_of(method, ema=0.9)
+    trainer.step(pairs(), 0)
+    trainer.step(pairs(1), 1)
+    for key, network in trainer.averaged_networks().items():
+        assert not same_tensors(weights_of({"": network}), weights_of({"": method.networks[key]}))
+        assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_an_unknown_method_is_refused():
+    recipe = tiny_recipe()
+    object.__setattr__(recipe, "method", "nothing")
+    with pytest.raises(InputError, match="balagan"):
+        make_method(recipe, 2, seed=0)
+
+
+def balagan(**options: object) -> Method:
+    recipe = tiny_recipe()
+    sections = {"generator": recipe.balagan.generator, "discriminator": recipe.balagan.discriminator}
+    for key in sections:
+        sections[key] = replace(sections[key], **options.pop(key, {}))
+    weights = replace(recipe.balagan.weights, **options.pop("weights", {}))
+    return make_method(
+        replace(recipe, balagan=replace(recipe.balagan, **sections, weights=weights, **options)), N_CLASSES, seed=0
+    )
+
+
+def changes_of_a_step(method: Method) -> set[str]:
+    before = weights_of(method.networks)
+    trainer_of(method).step(pairs(), 0)
+    after = weights_of(method.networks)
+    return {key.split("/")[0] for key in before if not torch.equal(before[key], after[key])}
+
+
+def test_without_class_head_balagan_trains_as_ablation_b():
+    method = balagan(discriminator={"classifier_head": False})
+    assert not method.has_class_head
+    assert not any("class_head" in key for key in method.networks["discriminator"].state_dict())
+    assert "classification" not in terms_of(method, "discriminator", pairs())
+    assert changes_of_a_step(method) == {"generator", "discriminator"}
+    with pytest.raises(ValueError, match="class head"):
+        method.class_logits(pairs().source)
+
+
+def test_the_generators_loss_has_no_class_term():
+    assert set(terms_of(balagan(), "generator", pairs())) == {"adversarial", "reconstruction", "feature_matching"}
+
+
+def test_weights_multiply_their_terms():
+    """The total is equation 6: each term times its weight."""
+    chosen = {
+        "adversarial": 2.0, "reconstruction": 3.0, "feature_matching": 5.0, "classification": 7.0, "r1": 11.0
+    }  # fmt: skip
+    method, batch = balagan(weights=chosen), pairs()
+    outputs = method.forward(batch, context())
+    for phase, names in (
+        ("discriminator", ("adversarial", "classification", "r1")),
+        ("generator", ("adversarial", "reconstruction", "feature_matching")),
+    ):
+        loss = method.loss(phase, batch, outputs, context())
+        expected = sum(chosen[name] * float(loss.terms[name].detach()) for name in names)
+        assert float(loss.total.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_lazy_r1_is_weighted_by_its_interval_and_left_out_at_zero():
+    method, batch = balagan(weights={"r1": 2.0}), pairs()
+    outputs = method.forward(batch, context())
+    plain = method.loss("discriminator", batch, outputs, context(regularize=0.0))
+    once = method.loss("discriminator", batch, outputs, context(regularize=1.0))
+    eightfold = method.loss("discriminator", batch, outputs, context(regularize=8.0))
+    assert "r1" not in plain.terms
+    r1 = float(once.terms["r1"].detach())
+    assert r1 > 0
+    assert float((once.total - plain.total).detach()) == pytest.approx(2 * r1, rel=1e-3)
+    assert float((eightfold.total - plain.total).detach()) == pytest.approx(16 * r1, rel=1e-3)
+
+
+def test_r1_weight_zero_switches_it_off():
+    assert "r1" not in terms_of(balagan(weights={"r1": 0.0}), "discriminator", pairs())
+
+
+def test_adversarial_reconstruction_adds_the_reconstruction_to_both_terms():
+    batch, both, single = pairs(), balagan(), balagan(adversarial_reconstruction=False)
+    outputs = both.forward(batch, context())
+    discriminator = both.networks["discriminator"]
+
+    def score(images: torch.Tensor, labels: torch.Tensor) -> float:
+        return float(discriminator.adversarial(discriminator.features(images), labels).mean())
+
+    def matching(images: torch.Tensor, reals: torch.Tensor) -> float:
+        pooled = [discriminator.features(x).mean((2, 3)) for x in (images, reals)]
+        return float((pooled[0] - pooled[1]).abs().mean())
+
+    with torch.no_grad():
+        translated = score(outputs.translation, batch.reference_label)
+        reconstructed = score(outputs.reconstruction, batch.source_label)
+        matched = matching(outputs.translation, batch.reference)
+        matched_again = matching(outputs.reconstruction, batch.source)
+    with_it, without = (terms_of(method, "generator", batch, outputs) for method in (both, single))
+    assert with_it["adversarial"] == pytest.approx(-(translated + reconstructed) / 2, rel=1e-3)
+    assert with_it["feature_matching"] == pytest.approx(matched + matched_again, rel=1e-3)
+    assert without["adversarial"] == pytest.approx(-translated, rel=1e-3)
+    assert without["feature_matching"] == pytest.approx(matched, rel=1e-3)
+    assert with_it["reconstruction"] == without["reconstruction"]
+    expected = float((outputs.reconstruction - batch.source).abs().mean().detach())
+    assert without["reconstruction"] == pytest.approx(expected, rel=1e-5)
+    assert changes_of_a_step(single) == {"generator", "discriminator"}
+
+
+def test_the_real_image_of_the_discriminator_is_the_reference():
+    method, batch = balagan(), pairs()
+    outputs = method.forward(batch, context())
+    other_source = replace(batch, source=pairs(9).source, source_label=(batch.source_label + 1) % N_CLASSES)
+    other_reference = replace(batch, reference=pairs(9).reference)
+    before = terms_of(method, "discriminator", batch, outputs)
+    assert terms_of(method, "discriminator", other_source, outputs) == before
+    after = terms_of(method, "discriminator", other_reference, outputs)
+    assert all(after[name] != before[name] for name in ("adversarial", "classification", "r1"))
+
+
+def test_classification_takes_real_images_only():
+    method, batch = balagan(weights={"adversarial": 0.0, "r1": 0.0}), pairs()
+    outputs = method.forward(batch, context())
+    other = replace(outputs, translation=-outputs.translation.detach(), reconstruction=outputs.reconstruction * 0)
+    head = method.networks["discriminator"].class_head
+    gradients, terms = [], []
+    for translations in (outputs, other):
+        head.zero_grad()
+        loss = method.loss("discriminator", batch, translations, context())
+        loss.total.backward()
+        terms.append({name: float(term.detach()) for name, term in loss.terms.items()})
+        gradients.append(head.weight.grad.clone())
+    assert terms[0]["classification"] == pytest.approx(terms[1]["classification"], rel=1e-6)
+    assert terms[0]["score_fake"] != terms[1]["score_fake"]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-7)
+    assert gradients[0].abs().sum() > 0
+    logits = method.class_logits(batch.reference)
+    expected = torch.nn.functional.cross_entropy(logits, batch.reference_label)
+    assert terms[0]["classification"] == pytest.approx(float(expected.detach()), rel=1e-4)
+
+
+def test_the_discriminators_phase_does_not_reach_the_generator():
+    method, batch = balagan(), pairs()
+    method.loss("discriminator", batch, method.forward(batch, context()), context()).total.backward()
+    assert all(parameter.grad is None for parameter in method.networks["generator"].parameters())
+
+
+def test_one_generator_pass_gives_translation_and_reconstruction():
+    method, batch = balagan(), pairs()
+    generator = method.networks["generator"]
+    with torch.no_grad():
+        outputs = method.forward(batch, context())
+        translation, reconstruction = generator(batch.source, batch.reference), generator(batch.source, batch.source)
+    torch.testing.assert_close(outputs.translation, translation, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(outputs.reconstruction, reconstruction, rtol=1e-4, atol=1e-5)
+
+
+def test_reference_patch_shuffle_acts_in_training_and_not_in_generation():
+    shuffled, plain, batch = balagan(reference_patch_shuffle=4), balagan(), pairs()
+    with torch.no_grad():
+        assert not torch.equal(
+            shuffled.forward(batch, context()).translation, plain.forward(batch, context()).translation
+        )
+        assert torch.equal(shuffled.reference_codes(batch.reference), plain.reference_codes(batch.reference))
+    assert changes_of_a_step(shuffled) == {"generator", "discriminator"}
+
+
+def test_diff_augment_acts_in_both_phases_and_trains():
+    policy = ("brightness", "contrast", "saturation", "translation", "cutout")
+    augmented, plain, batch = balagan(diff_augment=policy), balagan(), pairs()
+    outputs = plain.forward(batch, context())
+    for phase, names in (("discriminator", ("adversarial", "r1")), ("generator", ("adversarial", "feature_matching"))):
+        with_it, without = terms_of(augmented, phase, batch, outputs), terms_of(plain, phase, batch, outputs)
+        assert all(with_it[name] != without[name] for name in names)
+    assert terms_of(augmented, "generator", batch, outputs)["reconstruction"] == pytest.approx(
+        terms_of(plain, "generator", batch, outputs)["reconstruction"], rel=1e-6
+    )
+    assert changes_of_a_step(augmented) == {"generator", "discriminator"}
+
+
+def test_learning_rates_drive_their_own_networks():
+    method = balagan(lr_generator=0.5, lr_discriminator=0.25)
+    trainer = trainer_of(method)
+    assert {phase.name: phase.lr for phase in method.phases} == {"generator": 0.5, "discriminator": 0.25}
+    for name, lr in (("generator", 0.5), ("discriminator", 0.25)):
+        (group,) = trainer.optimizers[name].param_groups
+        assert group["lr"] == lr
+        assert {id(p) for p in group["params"]} == {id(p) for p in method.networks[name].parameters()}
+
+
+@pytest.mark.parametrize("name", ["adam", "rmsprop"])
+def test_both_optimisers_take_their_options(name):
+    options = OptimizerOptions(name=name, beta1=0.3, beta2=0.7, weight_decay=0.01)
+    (group,) = trainer_of(balagan(), optimizer=options).optimizers["generator"].param_groups
+    assert group["weight_decay"] == 0.01
+    assert (group["betas"] == (0.3, 0.7)) if name == "adam" else (group["alpha"] == 0.7)
+
+
+@pytest.mark.parametrize(
+    ("size", "generator", "discriminator"),
+    [
+        (10, {"content_downs": 2}, {}),
+        (9, {"content_downs": 1}, {}),
+        (8, {"content_downs": 1, "reference_downs": 4}, {}),
+        (8, {"content_downs": 4}, {}),
+        (8, {}, {"blocks": 10}),
+        # One pixel of content is 0 after instance norm: no source could be seen in it.
+        (8, {"content_downs": 3}, {}),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(size, generator, discriminator):
+    recipe = tiny_recipe(data={"size_px": size})
+    options = replace(
+        recipe.balagan,
+        generator=replace(recipe.balagan.generator, **generator),
+        discriminator=replace(recipe.balagan.discriminator, **discriminator),
+    )
+    with pytest.raises(InputError, match="size_px"):
+        make_method(replace(recipe, balagan=options), N_CLASSES, seed=0)
+
+
+@pytest.mark.parametrize(("size", "downs", "blocks"), [(8, 2, 8), (12, 2, 4), (16, 3, 4)])
+def test_the_smallest_sizes_that_fit_train(size, downs, blocks):
+    recipe = tiny_recipe(data={"size_px": size})
+    options = replace(
+        recipe.balagan,
+        generator=replace(recipe.balagan.generator, content_downs=downs),
+        discriminator=replace(recipe.balagan.discriminator, blocks=blocks),
+    )
+    method = make_method(replace(recipe, balagan=options), N_CLASSES, seed=0)
+    losses = trainer_of(method).step(pairs(size=size), 0)
+    assert all(loss.total.isfinite() for loss in losses.values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        # An even kernel changes the image's size; an odd block would silently be left out of its stage of two.
+        (GeneratorOptions, {"stem_kernel": 4}),
+        (DiscriminatorOptions, {"stem_kernel": 4}),
+        (DiscriminatorOptions, {"blocks": 5}),
+    ],
+)
+def test_options_that_cannot_be_built_as_asked_are_refused(kind, value):
+    with pytest.raises(InputError, match=next(iter(value))):
+        kind(**value)

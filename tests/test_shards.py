@@ -1,0 +1,415 @@
+"""Generation, filtering, shards, verification and loading, on one tiny run."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from rebalance import shards
+from rebalance.errors import InputError, RefusedError
+from rebalance.filtering import Gates, Threshold, judge
+from rebalance.generation import Candidate, CandidateStream, Made, Slot, Slots
+from rebalance.shards.verify import FIELDS
+from rebalance.training import fit
+
+COUNTS = {"a": 40, "b": 30, "poor": 5, "rare": 4}
+BALANCE = {"poor": 28, "rare": 19}
+TINY = Path(__file__).parent / "tiny.yaml"
+
+
+def write_images(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for label, (name, count) in enumerate(COUNTS.items()):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = np.clip(rng.normal(60 * label + 30, 20, (9, 8)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number:03d}.png")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("tiny")
+    write_images(root / "data")
+    fit(root / "data", root / "run", TINY, balance=BALANCE)
+    return root / "run"
+
+
+def hashes(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(out.iterdir()) if not path.name.startswith(".")}
+
+
+def samples(out: Path) -> list[dict]:
+    tars = [str(path) for path in sorted(out.glob("*.tar"))]
+    return list(webdataset.WebDataset(tars, shardshuffle=False))
+
+
+def test_shards_hold_exactly_the_planned_counts(run, tmp_path):
+    result = shards.generate(run, tmp_path / "out", shard_size=10)
+    assert result.counts == {"poor": 23, "rare": 15}
+    assert result.complete and result.exit_code == 0 and result.shards == 4
+    found = Counter(json.loads(sample["json"])["class"] for sample in samples(tmp_path / "out"))
+    assert found == {"poor": 23, "rare": 15}
+
+
+def test_samples_are_complete_and_consistent(run, tmp_path):
+    shards.generate(run, tmp_path / "out", file_format="png")
+    keys = set()
+    for sample in samples(tmp_path / "out"):
+        fields = json.loads(sample["json"])
+        assert fields.keys() == FIELDS.keys()
+        assert None not in fields.values()
+        assert int(sample["cls"]) == fields["label"] == sorted(COUNTS).index(fields["class"])
+        assert "." not in sample["__key__"] and sample["__key__"] not in keys
+        keys.add(sample["__key__"])
+        assert fields["source_class"] in ("a", "b") and fields["source"].startswith(fields["source_class"])
+        assert fields["reference"].startswith(fields["class"] + "/")
+        assert fields["synthetic"] is True
+
+
+def test_tar_entries_have_no_time_and_no_owner(run, tmp_path):
+    shards.generate(run, tmp_path / "out")
+    with tarfile.open(tmp_path / "out" / "synthetic-000000.tar") as archive:
+        for member in archive:
+            assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
+            assert member.mode == 0o644
+
+
+def test_same_bytes_for_any_number_of_workers_and_any_order(run, tmp_path, monkeypatch):
+    shards.generate(run, tmp_path / "one", shard_size=10)
+    shards.generate(run, tmp_path / "two", shard_size=10, workers=2)
+    for number in reversed(range(4)):
+        part = shards.generate(run, tmp_path / "parts", shard_size=10, shards=(number, number + 1))
+        assert part.complete == (number == 0)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    shards.generate(run, "relative", shard_size=10)
+    expected = hashes(tmp_path / "one")
+    assert len([name for name in expected if name.endswith(".tar")]) == 4
+    for other in ("two", "parts", "relative"):
+        assert hashes(tmp_path / other) == expected
+
+
+def test_the_seed_changes_the_images(run, tmp_path):
+    shards.generate(run, tmp_path / "zero", seed=0)
+    shards.generate(run, tmp_path / "one", seed=1)
+    assert hashes(tmp_path / "zero")["synthetic-000000.tar"] != hashes(tmp_path / "one")["synthetic-000000.tar"]
+
+
+def test_only_missing_shards_are_made_again(run, tmp_path):
+    out = tmp_path / "out"
+    shards.generate(run, out, shard_size=10)
+    before = hashes(out)
+    (out / "synthetic-000001.tar").unlink()
+    (out / "synthetic-000002.json").unlink()
+    result = shards.generate(run, out, shard_size=10)
+    assert result.made == 2
+    assert hashes(out) == before
+
+
+def test_another_request_is_refused_and_named(run, tmp_path):
+    out = tmp_path / "out"
+    shards.generate(run, out)
+    before = hashes(out)
+    with pytest.raises(RefusedError, match="quality: 95 -> 50"):
+        shards.generate(run, out, quality=50)
+    assert hashes(out) == before
+    assert shards.generate(run, out, quality=50, overwrite=True).made == 1
+
+
+def test_a_folder_of_something_else_is_refused(run, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(RefusedError, match=r"thesis\.txt"):
+            shards.generate(run, tmp_path, overwrite=overwrite)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("file_format", ["jpg", "png", "webp"])
+def test_formats_load_with_their_size(run, tmp_path, file_format):
+    shards.generate(run, tmp_path / "out", file_format=file_format)
+    images = [image for image, _ in shards.load_shards(tmp_path / "out")]
+    assert len(images) == 38 and {image.size for image in images} == {(8, 8)}
+
+
+def test_real_images_come_along_in_their_final_counts(run, tmp_path):
+    out = tmp_path / "out"
+    shards.generate(run, out, include_real=True, shard_size=30)
+    found = Counter((json.loads(s["json"])["class"], json.loads(s["json"])["synthetic"]) for s in samples(out))
+    assert found == {
+        ("a", False): 40, ("b", False): 30, ("poor", False): 5, ("rare", False): 4,
+        ("poor", True): 23, ("rare", True): 15,
+    }  # fmt: skip
+    keys = [sample["__key__"] for sample in samples(out)]
+    assert len(set(keys)) == len(keys)
+    assert shards.verify(out).problems == ()
+
+
+def test_balance_at_generation_takes_fitted_classes_only(run, tmp_path):
+    assert shards.generate(run, tmp_path / "out", balance={"poor": 9}).counts == {"poor": 4}
+    with pytest.raises(InputError, match="'b'"):
+        shards.generate(run, tmp_path / "other", balance={"b": 35})
+
+
+def test_max_multiple_caps_the_plan(run, tmp_path):
+    assert shards.generate(run, tmp_path / "out", max_multiple=2).counts == {"poor": 10, "rare": 8}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shard_size": 0}, "--shard-size"),
+        ({"quality": 101}, "--quality"),
+        ({"file_format": "gif"}, "--format"),
+        ({"workers": -1}, "--workers"),
+        ({"min_confidence": 1.5}, "--min-confidence"),
+        ({"max_fid": "cheap"}, "--max-fid"),
+        ({"max_fid": 0}, "--max-fid"),
+        ({"shards": (3, 9)}, "--shards"),
+        ({"device": "tpu"}, "--device"),
+        ({"data": "nowhere"}, "--data"),
+    ],
+)
+def test_wrong_options_name_themselves_and_leave_nothing(run, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        shards.generate(run, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_moved_data_is_found_with_data(run, tmp_path):
+    shards.generate(run, tmp_path / "before")
+    moved = tmp_path / "moved"
+    moved.symlink_to(run.parent / "data")
+    shards.generate(run, tmp_path / "after", data=moved)
+    assert hashes(tmp_path / "before") == hashes(tmp_path / "after")
+
+
+def test_a_changed_source_image_is_an_error_not_an_image(run, tmp_path):
+    copy = tmp_path / "copy"
+    write_images(copy)
+    (copy / "a" / "000.png").write_bytes(b"shorter")
+    with pytest.raises(InputError, match=r"a/000\.png has changed"):
+        shards.generate(run, tmp_path / "out", data=copy, shard_size=1000, balance={"poor": 28, "rare": 19})
+    assert not list((tmp_path / "out").glob("*.tar"))
+
+
+def test_impossible_confidence_is_a_shortfall_with_its_reason(run, tmp_path):
+    result = shards.generate(run, tmp_path / "out", min_confidence=1.0)
+    assert result.exit_code == 3
+    for name, wanted in {"poor": 23, "rare": 15}.items():
+        assert result.counts[name] + result.shortfall[name] == wanted
+        assert result.rejects[name]["low_confidence"] >= 3 * result.shortfall[name]
+    assert shards.verify(tmp_path / "out").problems == ()
+
+
+def test_confidence_is_kept_with_the_sample_and_respected(run, tmp_path):
+    shards.generate(run, tmp_path / "out", min_confidence=0.2)
+    scores = [json.loads(sample["json"])["scores"]["confidence"] for sample in samples(tmp_path / "out")]
+    assert scores and min(scores) >= 0.2 and max(scores) <= 1
+
+
+def test_fid_gate_withholds_a_class_and_says_so(run, tmp_path):
+    result = shards.generate(run, tmp_path / "out", max_fid=1e-9)
+    assert result.exit_code == 3 and result.withheld.keys() == {"poor", "rare"} and result.counts == {}
+    assert result.calibration["poor"]["fid"]["distance"] > 1e-9
+    passed = shards.generate(run, tmp_path / "all", max_fid="1000000x")
+    assert passed.exit_code == 0 and passed.counts == {"poor": 23, "rare": 15}
+
+
+def test_calibration_is_stored_in_the_run_and_read_back(run, tmp_path):
+    shards.generate(run, tmp_path / "one", max_fid=1e9)
+    stored = {path.name: path.read_bytes() for path in (run / "calibration").iterdir()}
+    shards.generate(run, tmp_path / "two", max_fid=1e9)
+    assert {path.name: path.read_bytes() for path in (run / "calibration").iterdir()} == stored
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+
+
+def test_thresholds_are_absolute_or_multiples_of_the_floor():
+    assert Threshold.parse("12.5", "--max-fid").limit(4.0) == 12.5
+    assert Threshold.parse("3x", "--max-fid").limit(4.0) == 12.0
+
+
+def test_verdict_depends_on_confidence_alone():
+    made = Made(Candidate(Slot("a", 0), 0, 0, (1,)), np.zeros((8, 8, 1), np.uint8), 0.5)
+    assert judge(made, Gates(0.5)).accepted
+    assert judge(made, Gates(0.51)).reason == "low_confidence"
+    assert judge(dataclasses.replace(made, confidence=-1.0), Gates()).accepted
+
+
+def test_slots_cover_every_image_once_in_the_wanted_proportion():
+    slots = Slots({"x": 900, "y": 100}, 100, "key")
+    everything = [slot for number in range(slots.n_shards) for slot in slots.of_shard(number)]
+    assert sorted((s.class_name, s.ordinal) for s in everything) == sorted(
+        [("x", i) for i in range(900)] + [("y", i) for i in range(100)]
+    )
+    shares = [sum(slot.class_name == "y" for slot in slots.of_shard(n)) for n in range(10)]
+    assert all(1 <= share <= 25 for share in shares)
+
+
+def test_candidates_are_pure_functions_of_their_slot():
+    stream = CandidateStream("key", {"t": (np.arange(50), np.arange(50, 60))}, {"t": np.arange(60, 64)}, 3)
+    first = stream.draw(Slot("t", 7), 2)
+    assert stream.draw(Slot("t", 7), 2) == first
+    assert stream.draw(Slot("t", 8), 2) != first and stream.draw(Slot("t", 7), 3) != first
+    assert len(set(first.references)) == 3 and set(first.references) <= {60, 61, 62, 63}
+    drawn = Counter(stream.draw(Slot("t", i), 0).source >= 50 for i in range(400))
+    assert 150 < drawn[True] < 250
+
+
+def test_verify_finds_every_kind_of_damage(run, tmp_path):
+    out = tmp_path / "out"
+    shards.generate(run, out, shard_size=10)
+    assert shards.verify(out).exit_code == 0
+
+    def problems_after(name: str, change) -> str:
+        original = (out / name).read_bytes()
+        change(out / name)
+        found = shards.verify(out)
+        (out / name).write_bytes(original)
+        assert found.exit_code == 1
+        return " ".join(f"{problem.file} {problem.what}" for problem in found.problems)
+
+    def flip(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[600] ^= 1
+        path.write_bytes(data)
+
+    assert "synthetic-000001.tar" in problems_after("synthetic-000001.tar", flip)
+    assert "missing" in problems_after("synthetic-000001.tar", Path.unlink)
+    assert "synthetic-000002.json is missing" in problems_after("synthetic-000002.json", Path.unlink)
+    assert "manifest.json" in problems_after("manifest.json", Path.unlink)
+    assert "manifest.json" in problems_after("manifest.json", lambda path: path.write_text("{}"))
+    assert "index.json" in problems_after("index.json", Path.unlink)
+    assert shards.verify(out).exit_code == 0
+
+
+def test_verify_refuses_a_folder_of_something_else(tmp_path):
+    with pytest.raises(InputError, match="OUT"):
+        shards.verify(tmp_path)
+    with pytest.raises(InputError, match="does not exist"):
+        shards.verify(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_every_sample_is_loaded_once_under_any_number_of_workers(run, tmp_path, workers):
+    shards.generate(run, tmp_path / "out", shard_size=30)
+    dataset = shards.load_shards(tmp_path / "out", np.asarray)
+    loader = DataLoader(dataset, batch_size=None, num_workers=workers)
+    assert Counter(label for _, label in loader) == {2: 23, 3: 15}
+
+
+def test_every_sample_is_loaded_once_over_ranks(run, tmp_path, monkeypatch):
+    shards.generate(run, tmp_path / "out", shard_size=30, file_format="png")
+    whole = [(image.tobytes(), label) for image, label in shards.load_shards(tmp_path / "out")]
+    for even in (False, True):
+        per_rank = []
+        for rank in range(3):
+            monkeypatch.setattr("rebalance.shards.load._rank", lambda rank=rank: (rank, 3))
+            dataset = shards.load_shards(tmp_path / "out", even=even)
+            per_rank.append([(image.tobytes(), label) for image, label in dataset])
+        lengths = [len(part) for part in per_rank]
+        assert max(lengths) - min(lengths) <= (0 if even else 1)
+        everything = sorted(sample for part in per_rank for sample in part)
+        assert everything == sorted(whole if not even else whole[: 38 // 3 * 3])
+
+
+def test_shuffling_is_seeded_and_changes_with_the_epoch(run, tmp_path):
+    shards.generate(run, tmp_path / "out", shard_size=10, file_format="png")
+    dataset = shards.load_shards(tmp_path / "out", lambda image: image.tobytes(), shuffle=100, seed=1)
+    first, again = list(dataset), list(dataset)
+    dataset.set_epoch(1)
+    second = list(dataset)
+    assert first == again != second and sorted(first) == sorted(second)
+
+
+def test_an_incomplete_output_does_not_load(run, tmp_path):
+    shards.generate(run, tmp_path / "out", shard_size=10, shards=(0, 1))
+    with pytest.raises(InputError, match="not complete"):
+        shards.load_shards(tmp_path / "out")
+
+
+def test_hugging_face_datasets_loads_the_shards(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    shards.generate(run, tmp_path / "out", include_real=True, shard_size=30)
+    tars = sorted(str(path) for path in (tmp_path / "out").glob("*.tar"))
+    loaded = datasets.load_dataset("webdataset", data_files=tars, split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(loaded) == 38 + 79
+    assert loaded[0]["jpg"].size == (8, 8) and loaded[0]["json"]["width"] == 8
+
+
+def test_index_files_describe_the_shards(run, tmp_path):
+    out = tmp_path / "out"
+    shards.generate(run, out, shard_size=10)
+    index, info = json.loads((out / "index.json").read_text()), json.loads((out / "_info.json").read_text())
+    tars = sorted(path.name for path in out.glob("*.tar"))
+    assert [shard["url"] for shard in index["shardlist"]] == tars == info["splits"]["train"]["filenames"]
+    assert [shard["nsamples"] for shard in index["shardlist"]] == info["splits"]["train"]["shard_lengths"]
+    assert info["splits"]["train"]["num_samples"] == 38
+    card = (out / "README.md").read_text()
+    assert card.startswith("---\ntags:\n- synthetic\n") and "| 2 | poor | 23 | 0 |" in card
+
+
+def test_threads_of_the_caller_are_put_back(run, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        shards.generate(run, tmp_path / "out")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_and_restarted_generation_gives_the_same_bytes(run, tmp_path, workers):
+    options = ["--shard-size", "2", "--seed", "5", "--quiet", "--workers", str(workers)]
+    shards.generate(run, tmp_path / "whole", shard_size=2, seed=5)
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "rebalance", "generate", str(run), "--out", str(out), *options]
+    rng = np.random.default_rng(workers)
+    killed = 0
+    for _ in range(3):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        n_before = len(list(out.glob("*.tar")))
+        while process.poll() is None and time.monotonic() < deadline and len(list(out.glob("*.tar"))) <= n_before:
+            time.sleep(0.01)
+        time.sleep(float(rng.uniform(0, 0.1)))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.wait()
+    assert killed
+    assert subprocess.run(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode == 0
+    assert hashes(out) == hashes(tmp_path / "whole")
+    assert not list(out.glob(".*partial"))
+
+
+def test_interrupted_generation_exits_130_and_resumes(run, tmp_path):
+    out = tmp_path / "out"
+    command = [
+        sys.executable, "-m", "rebalance", "generate", str(run), "--out", str(out), "--shard-size", "1", "--quiet",
+        "--workers", "2",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    while process.poll() is None and not list(out.glob("*.tar")):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate()
+    assert process.returncode == 130, stderr
+    assert b"Traceback" not in stderr
+    assert shards.generate(run, out, shard_size=1).complete
+    assert shards.verify(out).exit_code == 0

@@ -1,0 +1,125 @@
+"""Small data, recipes, trainables and readers that several test modules share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.util.tensor_util import make_ndarray
+from torch import nn
+
+from rebalance.config import Recipe
+from rebalance.config.options import build
+from rebalance.trainable import Loss, Phase, StepContext, Trainable
+
+TINY_BALAGAN = {
+    "generator": {
+        "base_filters": 4, "content_downs": 1, "reference_downs": 2, "residual_blocks": 1, "style_size": 4,
+        "mlp_width": 8, "mlp_layers": 2, "stem_kernel": 3, "up_kernel": 3,
+    },
+    "discriminator": {"base_filters": 4, "blocks": 4, "stem_kernel": 3},
+}  # fmt: skip
+
+
+def tiny_recipe(**sections: Mapping[str, object] | object) -> Recipe:
+    """A recipe of 8 px images and a few thousand weights; keyword arguments are merged into its sections."""
+    values: dict[str, object] = {
+        "data": {"size_px": 8, "channels": 3, "val_fraction": 0.0},
+        "features": {"input_px": 32},
+        "modalities": {"by": "none", "encoder": {"precision": "fp32", "memory_format": "contiguous"}},
+        "balagan": TINY_BALAGAN,
+        "training": {
+            "batch": 3, "steps": 4, "precision": "fp32", "memory_format": "contiguous", "threads": 1,
+            "log_every_steps": 2, "preview_every_steps": 2, "checkpoint_every_steps": 2,
+        },
+    }  # fmt: skip
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section} if isinstance(section, Mapping) else section
+    return build(Recipe, values)
+
+
+def write_classes(root: Path, counts: Mapping[str, int], side: int = 8, seed: int = 0) -> Path:
+    """Write an RGB image folder; every class has a colour of its own, and each of two modes in it a pattern."""
+    rng = np.random.default_rng(seed)
+    for label, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True)
+        colour = np.array([50 + 45 * label, 200 - 40 * label, 120])
+        for number in range(count):
+            pixels = rng.normal(colour, 12, (side, side, 3))
+            pixels[:, : side // 2] += 60 * (number % 2)
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{number:03d}.png")
+    return root
+
+
+def scalars_of(folder: Path) -> list[tuple[str, int, float]]:
+    """Every (tag, step, value) in a folder's TensorBoard files as they stand, duplicates included, sorted."""
+    found = []
+    for path in sorted(folder.rglob("events.*")):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                if value.metadata.plugin_data.plugin_name == "scalars":
+                    found.append((f"{path.parent.name}/{value.tag}", event.step, float(make_ndarray(value.tensor))))
+    return sorted(found)
+
+
+def weights_of(networks: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
+    """A copy of every tensor of networks, by name."""
+    return {f"{n}/{k}": v.detach().clone() for n, network in networks.items() for k, v in network.state_dict().items()}
+
+
+def same_tensors(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> bool:
+    """Whether two mappings hold the same tensors, bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+class ToyBatch:
+    """Rows (B, 3) of inputs, in the form the loop asks for."""
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self.rows = rows
+
+    def to(self, device: torch.device, memory_format: torch.memory_format) -> ToyBatch:
+        return self
+
+
+class ToyTrainable(Trainable):
+    """A linear layer and a scale in two phases; records what the loop told it."""
+
+    averaged = ("body",)
+
+    def __init__(self, poisoned_step: int = -1) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.networks = {"body": nn.Linear(3, 3), "tail": nn.Sequential(nn.Linear(3, 1), nn.BatchNorm1d(1))}
+        self.poisoned_step = poisoned_step
+        self.contexts: list[StepContext] = []
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase("first", ("tail",), 1e-2), Phase("second", ("body",), 1e-2))
+
+    def forward(self, batch: ToyBatch, context: StepContext) -> torch.Tensor:
+        self.contexts.append(context)
+        noise = torch.randn(batch.rows.shape, generator=context.generator)
+        return self.networks["body"](batch.rows + 0.1 * noise)
+
+    def loss(self, phase: str, batch: ToyBatch, outputs: torch.Tensor, context: StepContext) -> Loss:
+        hidden = outputs.detach() if phase == "first" else outputs
+        value = (self.networks["tail"](hidden) - batch.rows.sum(1, keepdim=True)).square().mean()
+        if context.step == self.poisoned_step:
+            value = value * float("nan")
+        return Loss(value, {"error": value})
+
+
+def toy_batches(seed: int = 0, before: Callable[[int], None] = lambda step: None) -> Callable[[int], ToyBatch]:
+    """Batches that are a pure function of the step; `before` is called with each step first."""
+
+    def batch_at(step: int) -> ToyBatch:
+        before(step)
+        return ToyBatch(torch.randn(4, 3, generator=torch.Generator().manual_seed(1000 * seed + step)))
+
+    return batch_at
