@@ -108,9 +108,9 @@ def shuffle_patches(images: torch.Tensor, patches: int, generator: torch.Generat
         generator: CPU generator of all draws.
     """
     n, channels, height, width = images.shape
-    ph, pw = height // patches, width // patches
-    if patches < 2 or not ph or not pw:
+    if patches < 2 or patches > min(height, width):
         return images
+    ph, pw = height // patches, width // patches
     inner = images[:, :, : ph * patches, : pw * patches]
     cut = inner.reshape(n, channels, patches, ph, patches, pw).permute(0, 2, 4, 1, 3, 5)
     cut = cut.reshape(n, patches**2, channels, ph, pw)

@@ -17,7 +17,7 @@ from rebalance.index import ImageIndex
 from rebalance.methods import Method
 from rebalance.modalities import Modalities
 from rebalance.planning import Plan
-from rebalance.training import RunDirectory, Unit, load_method, units_of
+from rebalance.training import RunDirectory, Unit, load_method, reference_labels, units_of
 
 
 def keyed_rng(*key: object) -> np.random.Generator:
@@ -235,12 +235,19 @@ class Synthesizer:
     @torch.inference_mode()
     def _codes_of(self, target: str) -> dict[int, torch.Tensor]:
         if target not in self._codes:
-            method = self.run.model_of(target).method
+            model = self.run.model_of(target)
+            method, known = model.method, model.unit.labels(self.run.modalities)
             ids = self.run.index.rows("train", target).tolist()
             codes: dict[int, torch.Tensor] = {}
             for first in range(0, len(ids), self.batch):
                 chosen = ids[first : first + self.batch]
-                batch = method.reference_codes(self._padded([self.load(image_id) for image_id in chosen]))
+                labels = reference_labels(
+                    chosen + [chosen[-1]] * (self.batch - len(chosen)), known, self.run.modalities
+                )
+                batch = method.reference_codes(
+                    self._padded([self.load(image_id) for image_id in chosen]),
+                    torch.tensor(labels, device=self.device),
+                )
                 codes.update(zip(chosen, batch, strict=False))
             self._codes[target] = codes
         return self._codes[target]

@@ -22,7 +22,7 @@ from rebalance import files
 from rebalance.config import Recipe, dump_recipe
 from rebalance.errors import DamagedError, InputError, RefusedError
 from rebalance.index import build_index
-from rebalance.training import FitResult, RunDirectory, fit, load_method, units_of
+from rebalance.training import FitResult, RunDirectory, fit, load_method, train, units_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -153,6 +153,33 @@ def test_per_class_gives_every_target_its_own_model(data, tmp_path):
     assert fit(data, tmp_path / "run", recipe, balance=BALANCE).resumed
 
 
+@pytest.mark.parametrize("sections", [{}, {"balagan": {"target_in_training": False}}], ids=["all", "ablation-c"])
+def test_every_label_is_drawn_with_images_of_its_own_modality(data, tmp_path, monkeypatch, sections):
+    """What the loop is given: labels 0, 1, ... of each model stand for the modalities of its classes."""
+    module, seen = sys.modules["rebalance.training.fit"], {}
+
+    def recording(trainer, batches, *rest, name, **options) -> None:
+        seen[name] = batches
+        train(trainer, batches, *rest, name=name, **options)
+
+    monkeypatch.setattr(module, "train", recording)
+    recipe = tiny_recipe(
+        modalities=CONTRASTIVE, training={"models": "per-class", "steps": 1}, plan={"n_sources": 1}, **sections
+    )
+    fit(data, tmp_path / "run", recipe, balance=BALANCE)
+    run = RunDirectory(tmp_path / "run")
+    modalities = run.modalities()
+    for unit in units_of(run.plan(), run.index(), recipe):
+        batches, ids = seen[unit.name], unit.labels(modalities)
+        assert tuple(pool.name for pool in batches.pools) == unit.classes
+        assert (unit.targets[0] in unit.classes) == (not sections)
+        assert sorted(label for pool in batches.pools for label in pool.labels) == list(range(len(ids)))
+        for pool in batches.pools:
+            for label, positions in zip(pool.labels, pool.positions, strict=True):
+                assert modalities.table[ids[label]].class_name == pool.name
+                assert np.array_equal(batches.store.image_ids[positions], modalities.images_of(ids[label]))
+
+
 def test_a_target_can_be_left_out_of_training_as_in_ablation_c(data, tmp_path):
     recipe = tiny_recipe(balagan={"target_in_training": False}, training={"pairs": "all"})
     result = fit(data, tmp_path / "run", recipe, balance=BALANCE)
@@ -173,9 +200,13 @@ def test_a_target_can_be_left_out_of_training_as_in_ablation_c(data, tmp_path):
             "data": {"size_px": 16, "channels": 1, "memory_gib": 0.0},
             "training": {"steps": 2, "regularize_every_steps": 2},
         },
-        {"modalities": {**CONTRASTIVE, "split_targets": True, "k_target": 2}, "training": {"steps": 2}},
+        {
+            "modalities": {**CONTRASTIVE, "split_targets": True, "k_target": 2},
+            "training": {"steps": 2},
+            "balagan": {"class_codes": True},
+        },
     ],
-    ids=["vae-all-modalities", "gray-16-mapped", "balanced"],
+    ids=["vae-all-modalities", "gray-16-mapped", "balanced-class-codes"],
 )
 def test_other_recipes_train(data, tmp_path, sections):
     result = fit(data, tmp_path / "run", tiny_recipe(**sections), balance=BALANCE)

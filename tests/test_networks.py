@@ -25,6 +25,10 @@ def small_translator(channels: int = 3, **sizes: int) -> Translator:
     return Translator(channels=channels, **{**options, **sizes})
 
 
+def translate(translator: Translator, source: torch.Tensor, reference: torch.Tensor, label: int = 0) -> torch.Tensor:
+    return translator(source, reference, torch.full((len(source),), label))
+
+
 @pytest.mark.parametrize(("filters", "expected"), [(32, 7_804_419), (64, 29_866_435)])
 def test_generator_has_the_released_number_of_parameters(filters, expected):
     with torch.device("meta"):
@@ -62,8 +66,8 @@ def test_translations_have_the_shape_and_range_of_images(
     )  # fmt: skip
     source, reference = torch.rand(2, n, channels, size, size) * 2 - 1
     with torch.no_grad():
-        images = translator(source, reference)
-        codes = translator.reference_encoder(reference)
+        images = translate(translator, source, reference)
+        codes = translator.style(reference, torch.zeros(n, dtype=torch.int64))
         content = translator.source_encoder(source)
     assert images.shape == source.shape and images.dtype == torch.float32
     assert images.abs().max() <= 1
@@ -83,9 +87,9 @@ def test_reference_and_source_each_change_the_translation():
     translator = small_translator()
     images = torch.rand(4, 3, 16, 16) * 2 - 1
     with torch.no_grad():
-        base = translator(images[:1], images[1:2])
-        other_style = translator(images[:1], images[2:3])
-        other_source = translator(images[3:], images[1:2])
+        base = translate(translator, images[:1], images[1:2])
+        other_style = translate(translator, images[:1], images[2:3])
+        other_source = translate(translator, images[3:], images[1:2])
     assert (base - other_style).abs().max() > 1e-3
     assert (base - other_source).abs().max() > 1e-3
 
@@ -94,8 +98,8 @@ def test_each_image_of_a_batch_gets_its_own_style():
     translator = small_translator()
     source, reference = torch.rand(2, 3, 3, 16, 16) * 2 - 1
     with torch.no_grad():
-        together = translator(source, reference)
-        alone = torch.cat([translator(source[i : i + 1], reference[i : i + 1]) for i in range(3)])
+        together = translate(translator, source, reference)
+        alone = torch.cat([translate(translator, source[i : i + 1], reference[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
@@ -104,21 +108,33 @@ def test_style_leaves_no_state_on_modules():
     weights = {name: tensor.clone() for name, tensor in translator.state_dict().items()}
     attributes = {name: set(vars(module)) for name, module in translator.named_modules()}
     source, reference = torch.rand(2, 2, 3, 8, 8) * 2 - 1
-    before = translator(source, reference)
+    before = translate(translator, source, reference)
     assert {name: set(vars(module)) for name, module in translator.named_modules()} == attributes
     assert weights.keys() == translator.state_dict().keys()
     assert all(torch.equal(weights[name], tensor) for name, tensor in translator.state_dict().items())
     # A non-leaf tensor stored on a module would make this raise.
-    assert torch.equal(copy.deepcopy(translator)(source, reference), before)
+    assert torch.equal(translate(copy.deepcopy(translator), source, reference), before)
+
+
+def test_class_codes_add_a_learned_vector_of_the_class():
+    plain, coded = small_translator(), small_translator(n_class_codes=5)
+    source, reference = torch.rand(2, 3, 3, 8, 8) * 2 - 1
+    labels = torch.tensor([4, 0, 4])
+    with torch.no_grad():
+        assert torch.equal(translate(plain, source, reference, 0), translate(plain, source, reference, 4))
+        added = coded.style(reference, labels) - coded.reference_encoder(reference)
+        assert not torch.equal(translate(coded, source, reference, 0), translate(coded, source, reference, 4))
+    torch.testing.assert_close(added, coded.class_codes.weight[labels].detach(), rtol=1e-4, atol=1e-5)
+    assert n_parameters(coded) == n_parameters(plain) + 5 * 6
 
 
 def test_a_forward_pass_does_not_depend_on_the_former_one():
     translator = small_translator()
     first, second = torch.rand(2, 2, 3, 8, 8) * 2 - 1
     with torch.no_grad():
-        before = translator(first, second)
-        translator(second, first)
-        assert torch.equal(translator(first, second), before)
+        before = translate(translator, first, second)
+        translate(translator, second, first)
+        assert torch.equal(translate(translator, first, second), before)
 
 
 @settings(deadline=None, max_examples=25)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rebalance.config.options import Options, option
+from rebalance.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,12 @@ class DiscriminatorOptions(Options):
     max_filters: int = option(1024, "channels stop doubling here", at_least=1)
     stem_kernel: int = option(7, "kernel of the first convolution", choices=(1, 3, 5, 7, 9))
     classifier_head: bool = option(True, "the D_cls head; off is the paper's ablation B")
+
+    def __post_init__(self) -> None:
+        """Check that the blocks fill whole stages."""
+        super().__post_init__()
+        if self.blocks % 2:
+            raise InputError("balagan.discriminator.blocks", value=self.blocks, allowed="even numbers: two a stage")
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,9 @@ class BalaganOptions(Options):
         choices=("brightness", "contrast", "saturation", "translation", "cutout"),
     )
     translation_fraction: float = option(0.125, "largest DiffAugment shift, of the image's side", at_least=0, at_most=1)
+    class_codes: bool = option(
+        False, "add a learned code of its class to the style code of a reference; off in the paper"
+    )
     reference_patch_shuffle: int = option(
         0,
         "cut the reference into this many patches a side, shuffle and flip them before the reference encoder, so that "

@@ -35,8 +35,9 @@ class Balagan(Method):
     it. The discriminator sees real and fake images in one forward pass, from which adversarial, class and R1 terms
     come; in the generator's phase the loop freezes it.
 
-    Deviations from the paper, all off in the `paper-*` recipes: DiffAugment (`diff_augment`) and shuffled patches of
-    what the reference encoder sees (`reference_patch_shuffle`). As in the released code, and switched off by
+    Deviations from the paper, all off in the `paper-*` recipes: DiffAugment (`diff_augment`), shuffled patches of what
+    the reference encoder sees (`reference_patch_shuffle`), and a learned code of the class beside the reference's
+    (`class_codes`). As in the released code, and switched off by
     `adversarial_reconstruction`, the generator's adversarial term averages translation and reconstruction, and feature
     matching also compares the reconstruction with its source.
     """
@@ -57,21 +58,28 @@ class Balagan(Method):
             InputError: the image is too small for so many halvings.
         """
         options, size = recipe.balagan, recipe.data.size_px
-        halvings = max(options.generator.content_downs, options.generator.reference_downs)
-        if (
-            size % 2**options.generator.content_downs
-            or size >> halvings < 1
-            or size >> (options.discriminator.blocks // 2 - 1) < 1
-        ):
+        if options.class_codes and not options.target_in_training:
+            raise InputError("balagan.class_codes needs balagan.target_in_training: a target's code must be learned")
+        # One pixel of content would be 0 after instance normalisation: no source could be seen in it.
+        least = max(
+            2 ** (options.generator.content_downs + 1),
+            2**options.generator.reference_downs,
+            2 ** (options.discriminator.blocks // 2 - 1),
+        )
+        multiple = 2**options.generator.content_downs
+        if size % multiple or size < least:
             raise InputError(
                 "data.size_px does not fit the networks",
                 value=size,
-                allowed=f"multiples of {2**options.generator.content_downs}, at least {2**halvings}",
+                allowed=f"multiples of {multiple}, at least {least}",
                 remedy="Change data.size_px, or the content_downs, reference_downs and blocks of balagan",
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            generator = Translator(channels=recipe.data.channels, **asdict(options.generator))
+            n_class_codes = n_classes if options.class_codes else 0
+            generator = Translator(
+                channels=recipe.data.channels, n_class_codes=n_class_codes, **asdict(options.generator)
+            )
             discriminator = Discriminator(n_classes, channels=recipe.data.channels, **asdict(options.discriminator))
         return cls(options, generator, discriminator)
 
@@ -90,7 +98,7 @@ class Balagan(Method):
         if self.options.reference_patch_shuffle:
             references = shuffle_patches(references, self.options.reference_patch_shuffle, context.generator)
         content = generator.source_encoder(batch.source)
-        codes = generator.reference_encoder(references)
+        codes = generator.style(references, torch.cat([batch.reference_label, batch.source_label]))
         images = generator.decoder(content.repeat(2, 1, 1, 1), codes)
         return Translations(*images.chunk(2))
 
@@ -159,9 +167,9 @@ class Balagan(Method):
             return images
         return diff_augment(images, policy, self.options.translation_fraction, context.generator)
 
-    def reference_codes(self, references: torch.Tensor) -> torch.Tensor:
-        """Return the style codes (B, style_size) of references (B, C, H, W)."""
-        return self.networks["generator"].reference_encoder(references)
+    def reference_codes(self, references: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the style codes (B, style_size) of references (B, C, H, W) of translator classes (B,)."""
+        return self.networks["generator"].style(references, labels)
 
     def synthesize(self, sources: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """Translate sources (B, C, H, W) into the styles of codes (B, style_size)."""

@@ -70,8 +70,8 @@ class Method(Trainable):
         """Build the method from a recipe with weights drawn from `seed`."""
 
     @abstractmethod
-    def reference_codes(self, references: torch.Tensor) -> torch.Tensor:
-        """Return one code (B, d) for each reference image (B, C, H, W) in [-1, 1]."""
+    def reference_codes(self, references: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return one code (B, d) for each reference image (B, C, H, W) in [-1, 1] of translator classes (B,) int64."""
 
     @abstractmethod
     def synthesize(self, sources: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:

@@ -111,6 +111,7 @@ class Translator(nn.Module):
         stem_kernel: int = 7,
         down_kernel: int = 4,
         up_kernel: int = 5,
+        n_class_codes: int = 0,
     ) -> None:
         super().__init__()
         self.source_encoder = SourceEncoder(
@@ -130,11 +131,21 @@ class Translator(nn.Module):
             stem_kernel,
             up_kernel,
         )
+        self.class_codes = nn.Embedding(n_class_codes, style_size) if n_class_codes else None
         init_weights(self)
 
-    def forward(self, source: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        """Translate `source` into the style of `reference`, both (B, channels, H, W) in [-1, 1]."""
-        return self.decoder(self.source_encoder(source), self.reference_encoder(reference))
+    def style(self, references: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return style codes (B, style_size) of references (B, channels, H, W) and their classes (B,) int64.
+
+        With class codes, a learned code of the class is added, so that what the reference encoder sees need not tell
+        the class.
+        """
+        codes = self.reference_encoder(references)
+        return codes if self.class_codes is None else codes + self.class_codes(labels)
+
+    def forward(self, source: torch.Tensor, reference: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """Translate `source` into the style of `reference`, both (B, channels, H, W); `label` (B,) is the latter's."""
+        return self.decoder(self.source_encoder(source), self.style(reference, label))
 
 
 class Discriminator(nn.Module):

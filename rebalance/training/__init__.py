@@ -1,7 +1,18 @@
 """Station 5, training: one loop for everything that learns, and the run directory it fills."""
 
-from rebalance.training.fit import FitResult, fit, load_method
+from rebalance.training.fit import FitResult, fit, load_method, reference_labels
 from rebalance.training.loop import LoopOptions, Trainer, train
 from rebalance.training.run import RunDirectory, Unit, units_of
 
-__all__ = ["FitResult", "LoopOptions", "RunDirectory", "Trainer", "Unit", "fit", "load_method", "train", "units_of"]
+__all__ = [
+    "FitResult",
+    "LoopOptions",
+    "RunDirectory",
+    "Trainer",
+    "Unit",
+    "fit",
+    "load_method",
+    "reference_labels",
+    "train",
+    "units_of",
+]

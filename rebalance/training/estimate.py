@@ -85,7 +85,7 @@ def _count(method: Method, recipe: Recipe) -> tuple[float, float]:
                 method.loss(phase.name, pair, outputs, context).total.backward()
         totals.append(counter.total)
     with _OperationCounter() as counter, torch.no_grad():
-        method.synthesize(pictures, method.reference_codes(pictures))
+        method.synthesize(pictures, method.reference_codes(pictures, labels))
     plain, regularized = totals
     return plain + (regularized - plain) / every, counter.total / batch
 

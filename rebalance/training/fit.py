@@ -273,7 +273,7 @@ class Fitting:
             self.recipe.training.batch,
             self.recipe.seed,
         )
-        probes = tuple(self._probe(target, store) for target in unit.targets)
+        probes = tuple(self._probe(target, labels, modalities, store) for target in unit.targets)
         log = self._log(unit.name)
         observer = TranslationObserver(method, probes, self.device)
         train(
@@ -287,7 +287,7 @@ class Fitting:
         )
         self._warn_of_ignored_sources(log)
 
-    def _probe(self, target: str, store: ImageStore) -> Probe:
+    def _probe(self, target: str, labels: tuple[int, ...], modalities: Modalities, store: ImageStore) -> Probe:
         """Draw the fixed images on which a target is observed."""
         plan = self.plan.target(target)
         rng = step_rng(self.recipe.seed, _PROBE_STREAM, plan.label)
@@ -295,7 +295,12 @@ class Fitting:
         sources = rng.choice(of_sources, PROBES, replace=len(of_sources) < PROBES)
         of_target = self.index.rows("train", target)
         references = np.resize(rng.permutation(of_target), PROBES)
-        return Probe(target, store.tensor(store.positions(sources)), store.tensor(store.positions(references)))
+        return Probe(
+            target,
+            store.tensor(store.positions(sources)),
+            store.tensor(store.positions(references)),
+            torch.tensor(reference_labels(references, labels, modalities)),
+        )
 
     def _warn_of_ignored_sources(self, log: TrainingLog) -> None:
         least = self.recipe.training.min_source_dependence
@@ -316,6 +321,12 @@ def _batches_of(store: ImageStore, image_ids: np.ndarray, device: torch.device) 
 
 def _label_images(name: str, labels: tuple[int, ...], modalities: Modalities) -> list[tuple[int, np.ndarray]]:
     return [(labels.index(modality), modalities.images_of(modality)) for modality in modalities.of_class(name)]
+
+
+def reference_labels(image_ids: Sequence[int], labels: tuple[int, ...], modalities: Modalities) -> list[int]:
+    """Return the translator class of each image, 0 for those of a target that was left out of training."""
+    numbers = {modality: label for label, modality in enumerate(labels)}
+    return [numbers.get(modalities.of_image(int(image_id)), 0) for image_id in image_ids]
 
 
 def related_classes(unit: Unit, recipe: Recipe) -> np.ndarray:

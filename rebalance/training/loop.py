@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
@@ -89,7 +90,9 @@ class Trainer:
     def step(self, batch: Any, number: int) -> dict[str, Loss]:
         """Take training step `number` (from 0) on a batch and return the loss of every phase."""
         every = self.options.regularize_every_steps
-        generator = torch.Generator().manual_seed((self.options.seed << 32) + number)
+        # Hashed, because torch's CPU generator uses 32 bits of its seed only.
+        seed = int(np.random.SeedSequence((self.options.seed, number)).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(seed)
         context = StepContext(number, generator, float(every) if number % every == 0 else 0.0)
         batch = batch.to(self.device, self.memory_format)
         with self._autocast():
@@ -219,5 +222,5 @@ def train(
             if done % options.checkpoint_every_steps == 0 or last or stop.requested:
                 trainer.check_finite(number, weights=True)
                 checkpoints.save(trainer.state(done), log)
-            if stop.requested and not last:
+            if stop.requested:
                 raise InterruptedRunError(f"stopped at step {done}; saved", remedy="The same command resumes")

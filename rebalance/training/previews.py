@@ -25,11 +25,13 @@ class Probe:
         target: the target.
         sources: (16, C, H, W) in [-1, 1], of the target's sources.
         references: (16, C, H, W) in [-1, 1], of the target.
+        reference_labels: (16,) int64, their translator classes.
     """
 
     target: str
     sources: torch.Tensor
     references: torch.Tensor
+    reference_labels: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def source_dependence(translations: torch.Tensor) -> SourceDependence:
 @torch.inference_mode()
 def translate_all(method: Method, probe: Probe, device: torch.device) -> torch.Tensor:
     """Translate every source with every reference: (sources, references, C, H, W) on the CPU."""
-    codes = method.reference_codes(probe.references.to(device))
+    codes = method.reference_codes(probe.references.to(device), probe.reference_labels.to(device))
     rows = []
     for source in probe.sources.to(device):
         repeated = source.expand(len(codes), *source.shape)
