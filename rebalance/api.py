@@ -52,7 +52,7 @@ def plan(
     Raises:
         InputError: wrong input; the message says the rule and the value.
     """
-    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides, seed)
+    loaded = load_recipe(recipe, overrides, seed)
     place = choose_device(device)
     index = build_index(Path(data), loaded.data.sublabel_column, progress)
     index = carve_validation(index, loaded.data.val_fraction, loaded.seed)

@@ -198,18 +198,19 @@ def recipe_text(recipe: str | Path) -> str:
         raise InputError(f"cannot read the recipe {path}: {error}") from error
 
 
-def load_recipe(recipe: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Recipe:
+def load_recipe(recipe: str | Path | Recipe, overrides: Sequence[str] = (), seed: int | None = None) -> Recipe:
     """Load a recipe, apply `key=value` overrides, and check it.
 
     Args:
-        recipe: name of a shipped recipe or path of a YAML file.
+        recipe: name of a shipped recipe, path of a YAML file, or a recipe that has been loaded.
         overrides: `dotted.key=value` strings; the value is read as YAML.
         seed: replaces the recipe's seed if given.
 
     Raises:
         InputError: unknown recipe or key (nearest match named), wrong type, value out of range.
     """
-    values = _parse(recipe_text(recipe), f"recipe {recipe}") or {}
+    given = to_mapping(recipe) if isinstance(recipe, Recipe) else _parse(recipe_text(recipe), f"recipe {recipe}")
+    values = given or {}
     if not isinstance(values, dict):
         raise InputError(f"recipe {recipe} must be a mapping", value=values)
     for override in overrides:

@@ -16,13 +16,13 @@ import torch
 from rebalance import files, images
 from rebalance.config import Recipe, load_recipe
 from rebalance.devices import choose_device, cpu_count
-from rebalance.errors import InputError
+from rebalance.errors import DamagedError, InputError
 from rebalance.features import make_extractor
 from rebalance.index import ImageIndex, build_index, carve_validation
 from rebalance.methods import Method, PairBatch, make_method
 from rebalance.modalities import ImageBatch, Modalities, assign, embed, make_encoder, modality_preview
 from rebalance.planning import Plan, make_plan
-from rebalance.training.checkpoints import CheckpointFolder, load_network
+from rebalance.training.checkpoints import CheckpointFolder, load_network, read_state
 from rebalance.training.data import EncoderBatches, ImageStore, PairBatches, build_store, make_pools, step_rng
 from rebalance.training.estimate import with_estimate
 from rebalance.training.logs import TrainingLog
@@ -97,7 +97,7 @@ def fit(
         DivergedError: a value was not finite; the last checkpoint is intact.
     """
     start = time.monotonic()
-    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides, seed)
+    loaded = load_recipe(recipe, overrides, seed)
     directory, place = RunDirectory(Path(run)), choose_device(device)
     index = build_index(Path(data), loaded.data.sublabel_column, progress)
     index = carve_validation(index, loaded.data.val_fraction, loaded.seed)
@@ -241,7 +241,11 @@ class Fitting:
         return TrainingLog(self.directory.logs(name), self.directory.previews(name))
 
     def _done(self, unit: Unit) -> bool:
-        return self._checkpoints(unit.name).last_step() >= self.recipe.training.steps
+        paths = self._checkpoints(unit.name).paths()
+        try:
+            return bool(paths) and read_state(paths[-1])["step"] >= self.recipe.training.steps
+        except DamagedError:
+            return False  # training restores the checkpoint before and takes the steps again
 
     def _find_modalities(self, store: ImageStore) -> None:
         features = None

@@ -129,19 +129,23 @@ class RunDirectory:
             RefusedError: the folder holds something that `fit` did not write.
         """
         known = {"recipe.yaml", "plan.json", "index.parquet", "modalities.parquet", "calibration", "cache",
-                 "checkpoints", "logs", "previews", ".lock"}  # fmt: skip
+                 "checkpoints", "logs", "previews"}  # fmt: skip
         present = list(self.path.iterdir()) if self.path.is_dir() else []
-        foreign = [item.name for item in present if item.name not in known and not item.name.endswith(".partial")]
+        present = [item for item in present if item.name != ".lock" and not item.name.endswith(".partial")]
+        # The recipe is written first and removed last: without it, nothing here is of a run.
+        ours = known if self.recipe_path.is_file() else set()
+        foreign = [item.name for item in present if item.name not in ours]
         if foreign:
             raise RefusedError(
                 f"{self.path} holds files that are not of a run: {', '.join(sorted(foreign)[:5])}",
                 remedy="Choose another --run folder",
             )
-        # The plan first: without it, what a kill leaves behind counts as not begun.
+        # The plan goes first: without it, what a kill leaves behind counts as not begun.
         self.plan_path.unlink(missing_ok=True)
         for item in present:
-            if item.name != ".lock":
+            if item != self.recipe_path:
                 shutil.rmtree(item) if item.is_dir() else item.unlink(missing_ok=True)
+        self.recipe_path.unlink(missing_ok=True)
 
     def check_same(self, recipe: Recipe, index: ImageIndex, balance: str, max_multiple: float | None) -> None:
         """Check that a run was begun with this request.
