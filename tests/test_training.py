@@ -613,14 +613,13 @@ def test_choosing_a_precision_leaves_weights_and_leaves_no_auto():
     batch = PairBatch(images[0], torch.tensor([0, 1]), images[1], torch.tensor([1, 0]))
     before, training = weights_of(method.networks), {n: m.training for n, m in method.networks.items()}
     state = torch.get_rng_state()
-    options, timings = choose(method, loop_options(precision="auto", memory_format="auto"), CPU, batch)
+    options, duels = choose(method, loop_options(precision="auto", memory_format="auto"), CPU, batch)
     assert options.precision in ("fp32", "bf16") and options.memory_format in ("contiguous", "channels_last")
     assert replace(options, precision="auto", memory_format="auto") == loop_options(
         precision="auto", memory_format="auto"
     )
-    assert len(timings) == 4 and all(timing.seconds > 0 for timing in timings)
-    best = {(timing.precision, timing.memory_format) for timing in timings}
-    assert (options.precision, options.memory_format) in best and len(best) == 4
+    assert len(duels) == 3 and all(duel.ratio > 0 for duel in duels)
+    assert (options.precision, options.memory_format) == (duels[-1].winner.precision, duels[-1].winner.memory_format)
     assert same_tensors(before, weights_of(method.networks))
     assert {n: m.training for n, m in method.networks.items()} == training
     assert all(p.grad is None for network in method.networks.values() for p in network.parameters())
@@ -633,11 +632,8 @@ def test_a_choice_already_made_is_not_timed():
 
 
 def test_only_what_is_auto_is_chosen():
-    options, timings = choose(
-        ToyTrainable(), loop_options(precision="fp32", memory_format="auto"), CPU, toy_batches()(0)
-    )
-    assert options.precision == "fp32" and {timing.precision for timing in timings} == {"fp32"}
-    assert len(timings) == 2
+    options, duels = choose(ToyTrainable(), loop_options(precision="fp32", memory_format="auto"), CPU, toy_batches()(0))
+    assert options.precision == "fp32" and [duel.challenger.memory_format for duel in duels] == ["channels_last"]
 
 
 class SlowInFp32(ToyTrainable):
@@ -660,9 +656,9 @@ class Bf16Breaks(SlowInFp32):
 
 @pytest.mark.parametrize(("kind", "chosen"), [(SlowInFp32, "bf16"), (Bf16Breaks, "fp32")])
 def test_bf16_is_chosen_when_it_is_faster_and_keeps_the_losses(kind, chosen):
-    options, timings = choose(kind(), loop_options(precision="auto", memory_format="contiguous"), CPU, toy_batches()(0))
-    assert {timing.precision for timing in timings} == {"fp32", "bf16"}
-    assert min(timings, key=lambda timing: timing.seconds).precision == "bf16"
+    options, duels = choose(kind(), loop_options(precision="auto", memory_format="contiguous"), CPU, toy_batches()(0))
+    assert [(duel.champion.precision, duel.challenger.precision) for duel in duels] == [("fp32", "bf16")]
+    assert duels[0].ratio < 0.95 and duels[0].agrees == (chosen == "bf16")
     assert options.precision == chosen
 
 

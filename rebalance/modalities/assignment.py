@@ -152,6 +152,7 @@ def cluster(features: np.ndarray, k: int, seed: int) -> np.ndarray:
     features = np.ascontiguousarray(features, np.float32)
     kmeans = faiss.Kmeans(
         features.shape[1], k, niter=50, nredo=5, seed=seed, spherical=True, min_points_per_centroid=1,
+        init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
         max_points_per_centroid=max(256, -(-len(features) // k)),
     )  # fmt: skip
     with _one_thread():

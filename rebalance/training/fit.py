@@ -27,7 +27,7 @@ from rebalance.training.data import EncoderBatches, ImageStore, PairBatches, bui
 from rebalance.training.estimate import with_estimate
 from rebalance.training.logs import TrainingLog
 from rebalance.training.loop import LoopOptions, Trainer, train
-from rebalance.training.precision import Timing, choose
+from rebalance.training.precision import Duel, choose
 from rebalance.training.previews import PROBES, Probe, TranslationObserver
 from rebalance.training.run import RunDirectory, Unit, units_of
 
@@ -145,23 +145,23 @@ def _with_timed_choices(recipe: Recipe, plan: Plan, device: torch.device) -> Rec
     method = make_method(recipe, max(sum(plan.modalities.values()), 1), seed=recipe.seed)
     labels = torch.zeros(training.batch, dtype=torch.int64)
     pair = PairBatch(noise(training.batch), labels, noise(training.batch), labels)
-    chosen, timings = choose(method, method_loop(recipe), device, pair)
-    _say("translator", chosen, timings)
+    chosen, duels = choose(method, method_loop(recipe), device, pair)
+    _say("translator", chosen, duels)
     training = replace(training, precision=chosen.precision, memory_format=chosen.memory_format)
     recipe = replace(recipe, training=training)
     if clusters(recipe, plan):
-        chosen, timings = choose(make_encoder(recipe), encoder_loop(recipe), device, ImageBatch(noise(encoder.batch)))
-        _say("encoder", chosen, timings)
+        chosen, duels = choose(make_encoder(recipe), encoder_loop(recipe), device, ImageBatch(noise(encoder.batch)))
+        _say("encoder", chosen, duels)
     else:
         chosen = replace(encoder_loop(recipe), precision="fp32", memory_format="contiguous")
     encoder = replace(encoder, precision=chosen.precision, memory_format=chosen.memory_format)
     return replace(recipe, modalities=replace(recipe.modalities, encoder=encoder))
 
 
-def _say(what: str, chosen: LoopOptions, timings: list[Timing]) -> None:
-    if timings:
-        measured = ", ".join(map(str, timings))
-        logger.info("%s: %s, %s chosen (a step: %s)", what, chosen.precision, chosen.memory_format, measured)
+def _say(what: str, chosen: LoopOptions, duels: list[Duel]) -> None:
+    if duels:
+        measured = "; ".join(map(str, duels))
+        logger.info("%s: %s %s chosen (%s)", what, chosen.precision, chosen.memory_format, measured)
 
 
 def clusters(recipe: Recipe, plan: Plan) -> bool:

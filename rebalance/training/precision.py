@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,29 +13,46 @@ import torch
 from rebalance.trainable import Trainable
 from rebalance.training.loop import LoopOptions, Trainer
 
-_WARM_STEPS, _TIMED_STEPS = 1, 3
+_ROUNDS = 5
+_CLEARLY_FASTER = 0.95
+_HOPELESS = 4.0
 _LOSS_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Seconds a step in one precision and layout."""
+class Duel:
+    """Two precisions and layouts, steps taken in turns.
 
-    precision: str
-    memory_format: str
-    seconds: float
+    Attributes:
+        champion: the faster until now.
+        challenger: the other.
+        ratio: median over rounds of the challenger's time over the champion's.
+        agrees: whether the challenger's first loss lies within 10% of the champion's.
+    """
+
+    champion: LoopOptions
+    challenger: LoopOptions
+    ratio: float
+    agrees: bool
+
+    @property
+    def winner(self) -> LoopOptions:
+        """The challenger if it is right and clearly faster."""
+        return self.challenger if self.agrees and self.ratio < _CLEARLY_FASTER else self.champion
 
     def __str__(self) -> str:
-        return f"{self.precision} {self.memory_format} {self.seconds * 1000:.0f} ms"
+        challenger, champion = (f"{o.precision} {o.memory_format}" for o in (self.challenger, self.champion))
+        wrong = "" if self.agrees else ", but with another loss"
+        return f"{challenger} takes {self.ratio:.2f} of the time of {champion}{wrong}"
 
 
 def choose(
     trainable: Trainable, options: LoopOptions, device: torch.device, batch: Any
-) -> tuple[LoopOptions, list[Timing]]:
+) -> tuple[LoopOptions, list[Duel]]:
     """Replace "auto" in precision and memory format by what is fastest here.
 
-    Steps are taken on copies, so the weights stay as they are. bf16 counts only when its first losses lie within 10%
-    of those in fp32.
+    Candidates are timed in pairs, step by step in turns, and compared by the median of their ratios, because the speed
+    of a shared machine drifts. Steps are taken on copies, so the weights stay as they are.
 
     Args:
         trainable: what will be trained.
@@ -43,44 +61,36 @@ def choose(
         batch: a batch of the real size.
 
     Returns:
-        The options without "auto", and what was timed (empty when nothing was left to choose).
+        The options without "auto", and the comparisons (none when nothing was left to choose).
     """
     precisions = ("fp32", "bf16") if options.precision == "auto" else (options.precision,)
     formats = ("contiguous", "channels_last") if options.memory_format == "auto" else (options.memory_format,)
-    if len(precisions) == len(formats) == 1:
-        return options, []
-    timings, expected, best = [], None, None
-    for precision in precisions:
-        for memory_format in formats:
-            candidate = replace(options, precision=precision, memory_format=memory_format)
-            limit = best.seconds * 2 if best else float("inf")
-            seconds, loss = _time(trainable, candidate, device, batch, limit)
-            expected = loss if expected is None else expected
-            timing = Timing(precision, memory_format, seconds)
-            timings.append(timing)
-            close = abs(loss - expected) <= _LOSS_TOLERANCE * max(abs(expected), 1e-3)
-            if close and (best is None or seconds < best.seconds):
-                best = timing
-    best = best or timings[0]
-    return replace(options, precision=best.precision, memory_format=best.memory_format), timings
+    candidates = [replace(options, precision=p, memory_format=f) for p in precisions for f in formats]
+    champion, duels = candidates[0], []
+    for challenger in candidates[1:]:
+        duels.append(_duel(trainable, champion, challenger, device, batch))
+        champion = duels[-1].winner
+    return champion, duels
 
 
-def _time(
-    trainable: Trainable, options: LoopOptions, device: torch.device, batch: Any, limit: float
-) -> tuple[float, float]:
-    """Return the fastest step in seconds and the summed loss of the first; give up early on a slow candidate."""
-    trainer = Trainer(copy.deepcopy(trainable), options, device)
-    seconds, first = [], 0.0
-    for number in range(_WARM_STEPS + _TIMED_STEPS):
-        start = time.perf_counter()
-        losses = trainer.step(batch, number)
-        if not number:
-            first = sum(float(loss.total.detach()) for loss in losses.values())
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        elapsed = time.perf_counter() - start
-        if number >= _WARM_STEPS or elapsed > 4 * limit:
-            seconds.append(elapsed)
-        if elapsed > 4 * limit:
+def _duel(
+    trainable: Trainable, champion: LoopOptions, challenger: LoopOptions, device: torch.device, batch: Any
+) -> Duel:
+    trainers = [Trainer(copy.deepcopy(trainable), options, device) for options in (champion, challenger)]
+    (_, expected), (_, found) = (_step(trainer, batch, 0) for trainer in trainers)
+    agrees = abs(found - expected) <= _LOSS_TOLERANCE * max(abs(expected), 1e-3)
+    ratios: list[float] = []
+    for number in range(1, _ROUNDS + 1):
+        (old, _), (new, _) = (_step(trainer, batch, number) for trainer in trainers)
+        ratios.append(new / old)
+        if number > 1 and min(ratios) > _HOPELESS:
             break
-    return min(seconds), first
+    return Duel(champion, challenger, statistics.median(ratios), agrees)
+
+
+def _step(trainer: Trainer, batch: Any, number: int) -> tuple[float, float]:
+    """Take a step; return its seconds and its summed loss."""
+    start = time.perf_counter()
+    losses = trainer.step(batch, number)
+    loss = sum(float(loss.total.detach()) for loss in losses.values())  # waits for the device
+    return time.perf_counter() - start, loss
