@@ -1,5 +1,7 @@
 """The command line as a user meets it: exit codes, messages, JSON, and the demonstration."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -14,16 +16,37 @@ import webdataset
 from PIL import Image
 
 import rebalance
+from rebalance.cli import main
 from rebalance.config import recipe_names
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "tests" / "tiny.yaml"
 
 
-def run(*arguments: object, cwd: Path | None = None, launcher: tuple[str, ...] = ("-m", "rebalance")):
-    command = [sys.executable, *launcher, *map(str, arguments)]
+def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    """Run the command line in this process, as its entry point would."""
+    out, err, handler, before = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM), Path.cwd()
+    words = ["rebalance", *map(str, arguments)]
+    code = 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", words)
+        os.chdir(cwd or before)
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        finally:
+            os.chdir(before)
+            signal.signal(signal.SIGTERM, handler)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+def run_apart(*arguments: object) -> subprocess.CompletedProcess:
+    """Run a command line in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300
+    )
 
 
 def write_folder(root: Path, counts: dict[str, int]) -> Path:
@@ -50,8 +73,8 @@ def one_error(result: subprocess.CompletedProcess, code: int) -> str:
 
 
 def test_version_and_launchers():
-    for launcher in (("-m", "rebalance"), (str(ROOT / "cli.py"),)):
-        result = run("--version", launcher=launcher)
+    for launcher in (["-m", "rebalance"], [ROOT / "cli.py"]):
+        result = run_apart(*launcher, "--version")
         assert result.returncode == 0 and rebalance.__version__ in result.stdout
 
 
@@ -167,7 +190,7 @@ def test_a_run_that_is_not_finished_does_not_generate(data, tmp_path):
 
 def test_the_demonstration_leaves_a_contact_sheet(tmp_path):
     start = time.monotonic()
-    result = run("demo", "--out", tmp_path / "demo", "--quick")
+    result = run_apart("-m", "rebalance", "demo", "--out", tmp_path / "demo", "--quick")
     assert result.returncode == 0, result.stderr
     assert time.monotonic() - start < 90
     with Image.open(tmp_path / "demo" / "contact-sheet.png") as sheet:
@@ -176,11 +199,8 @@ def test_the_demonstration_leaves_a_contact_sheet(tmp_path):
     for command in ("inspect", "plan", "fit", "generate", "verify"):
         assert f"$ rebalance {command} " in result.stdout
 
-    trained = subprocess.run(
-        [sys.executable, ROOT / "examples" / "train_classifier.py", tmp_path / "demo" / "data",
-         tmp_path / "demo" / "shards", "--steps", "60"],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    classifier = ROOT / "examples" / "train_classifier.py"
+    trained = run_apart(classifier, tmp_path / "demo" / "data", tmp_path / "demo" / "shards", "--steps", 60)
     assert trained.returncode == 0, trained.stderr
     means = [float(line.split()[-1]) for line in trained.stdout.splitlines()[1:]]
     assert len(means) == 2 and min(means) > 0.5

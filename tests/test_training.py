@@ -291,7 +291,7 @@ def test_checkpoints_restore_everything_bit_for_bit(tmp_path, optimizer):
     with torch.no_grad():
         for parameter in other.trainable.networks["body"].parameters():
             parameter.add_(1)
-    assert folder.restore(other, other_log) == 4 == folder.last_step()
+    assert folder.restore(other.state(0), other_log) == 4 == folder.last_step()
     assert any("first/" in key for key in everything(trainer))
     assert same_tensors(everything(trainer), everything(other))
     assert other_log.latest == {"look/sum": 0.25}
@@ -316,7 +316,7 @@ def test_checkpoints_restore_a_method_in_channels_last(tmp_path):
     for number in range(2):
         step(trainer, number)
     CheckpointFolder(tmp_path).save(trainer.state(2), log)
-    CheckpointFolder(tmp_path).restore(restored, log)
+    CheckpointFolder(tmp_path).restore(restored.state(0), log)
     step(trainer, 2)
     step(restored, 2)
     assert same_tensors(everything(trainer), everything(restored))
@@ -367,7 +367,7 @@ def test_a_damaged_checkpoint_is_removed(tmp_path):
     folder, log = CheckpointFolder(tmp_path / "checkpoints"), TrainingLog(tmp_path / "logs", tmp_path / "previews")
     damage(folder.paths()[-1], "cut weights")
     with pytest.warns(UserWarning, match="falling back"):
-        assert folder.restore(toy_trainer(), log) == 4
+        assert folder.restore(toy_trainer().state(0), log) == 4
     assert [path.name for path in folder.paths()] == ["step-00000004"]
 
 
@@ -381,7 +381,7 @@ def test_only_damaged_checkpoints_are_an_error(tmp_path, how):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(DamagedError, match="overwrite"):
-            folder.restore(toy_trainer(), log)
+            folder.restore(toy_trainer().state(0), log)
     assert scalars_of(tmp_path / "logs") == before, "nothing is thrown away"
 
 
@@ -471,7 +471,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path)
     folder = CheckpointFolder(tmp_path / "checkpoints")
     assert folder.last_step() == 2
     restored = toy_trainer()
-    assert folder.restore(restored, TrainingLog(tmp_path / "logs", tmp_path / "previews")) == 2
+    assert folder.restore(restored.state(0), TrainingLog(tmp_path / "logs", tmp_path / "previews")) == 2
     assert same_tensors(everything(restored), everything(healthy))
 
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,10 +16,7 @@ from torch import nn
 
 from rebalance import files
 from rebalance.errors import DamagedError
-
-if TYPE_CHECKING:
-    from rebalance.training.logs import TrainingLog
-    from rebalance.training.loop import Trainer
+from rebalance.training.logs import TrainingLog
 
 KEPT = 2
 _FILES = ("weights.safetensors", "optimizer.safetensors")
@@ -66,8 +63,8 @@ class CheckpointFolder:
         for old in self.paths()[:-KEPT]:
             shutil.rmtree(old)
 
-    def restore(self, trainer: Trainer, log: TrainingLog) -> int:
-        """Load the newest intact checkpoint into a trainer and cut its log back; return the step, 0 without any.
+    def restore(self, state: TrainerState, log: TrainingLog) -> int:
+        """Load the newest intact checkpoint in place and cut the log back; return the step, 0 without any.
 
         A damaged checkpoint is passed over with a warning that names it, and removed.
 
@@ -77,7 +74,7 @@ class CheckpointFolder:
         paths = self.paths()
         for path in reversed(paths):
             try:
-                step = self._load(path, trainer, log)
+                step = self._load(path, state, log)
             except DamagedError as error:
                 warnings.warn(f"{error}; falling back to the checkpoint before", stacklevel=2)
                 continue
@@ -89,13 +86,13 @@ class CheckpointFolder:
         log.cut_back({})
         return 0
 
-    def _load(self, path: Path, trainer: Trainer, log: TrainingLog) -> int:
+    def _load(self, path: Path, state: TrainerState, log: TrainingLog) -> int:
         values = read_state(path)
         weights = load_file(path / _FILES[0])
-        for prefix, networks in (("", trainer.trainable.networks), ("averaged/", trainer.averaged_networks())):
+        for prefix, networks in (("", state.networks), ("averaged/", state.averages)):
             for name, network in networks.items():
                 load_network(network, weights, f"{prefix}{name}/")
-        _load_optimizers(trainer.optimizers, load_file(path / _FILES[1]))
+        _load_optimizers(state.optimizers, load_file(path / _FILES[1]))
         log.cut_back(values["logs"])
         log.latest = dict(values["scalars"])
         return int(values["step"])

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from rebalance import files, images
 from rebalance.trainable import Loss
 
-if TYPE_CHECKING:
-    from rebalance.training.loop import Observation
+
+@dataclass(frozen=True)
+class Observation:
+    """What a look at the averaged networks gave: scalars for the log and a picture."""
+
+    scalars: Mapping[str, float]
+    grid: Image.Image
 
 
 class TrainingLog:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
@@ -21,7 +20,7 @@ from rebalance.trainable import Loss, StepContext, Trainable
 from rebalance.training.checkpoints import CheckpointFolder, TrainerState
 from rebalance.training.data import prefetched
 from rebalance.training.ema import MovingAverage
-from rebalance.training.logs import TrainingLog
+from rebalance.training.logs import Observation, TrainingLog
 
 
 @dataclass(frozen=True)
@@ -51,14 +50,6 @@ class LoopOptions:
     preview_every_steps: int = 1000
     checkpoint_every_steps: int = 500
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What a look at the averaged networks gave: scalars for the log and a picture."""
-
-    scalars: Mapping[str, float]
-    grid: Image.Image
 
 
 Observer = Callable[[Mapping[str, nn.Module]], Observation]
@@ -203,7 +194,7 @@ def train(
         DivergedError: a value was not finite.
     """
     options = trainer.options
-    first = checkpoints.restore(trainer, log)
+    first = checkpoints.restore(trainer.state(0), log)
     if first >= options.steps:
         return
     bar = tqdm(total=options.steps, initial=first, desc=name, unit="step", disable=not progress, dynamic_ncols=True)

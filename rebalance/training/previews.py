@@ -11,7 +11,7 @@ from torch import nn
 
 from rebalance import images
 from rebalance.methods import Method
-from rebalance.training.loop import Observation
+from rebalance.training.logs import Observation
 
 PROBES = 16
 _SHOWN = 8
