@@ -79,8 +79,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    real = ImageFolder(str(arguments.data / "train"), transform(arguments.size_px))
-    test = ImageFolder(str(arguments.data / "test"), transform(arguments.size_px))
+    real, test = (
+        # Labels as tensors, like the shards', because a batch may mix both.
+        ImageFolder(str(arguments.data / split), transform(arguments.size_px), target_transform=torch.tensor)
+        for split in ("train", "test")
+    )
     synthetic = synthetic_images(arguments.shards, arguments.size_px)
     arms = {"real": real, "real + synthetic": ConcatDataset([real, synthetic])}
     print("class             " + " ".join(f"{name:>6}" for name in real.classes) + "    mean")

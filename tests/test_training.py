@@ -563,7 +563,7 @@ def test_lazy_penalties_are_asked_for_on_multiples_with_their_interval(every):
     for step in range(7):
         trainer.step(toy_batches()(step), step)
     assert [context.step for context in trainer.trainable.contexts] == list(range(7))
-    expected = [float(every) if step % every == 0 else 0.0 for step in range(7)]
+    expected = [float(every) if (step + 1) % every == 0 else 0.0 for step in range(7)]
     assert [context.regularize for context in trainer.trainable.contexts] == expected
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -45,9 +46,9 @@ class Encoder(Trainable):
         """All networks at once."""
         return (Phase("encoder", tuple(self.networks), self.options.lr),)
 
+    @abstractmethod
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return embeddings (B, d) of images (B, C, H, W) in [-1, 1]."""
-        raise NotImplementedError
 
 
 class ContrastiveEncoder(Encoder):

@@ -84,7 +84,8 @@ class Trainer:
         # Hashed, because torch's CPU generator uses 32 bits of its seed only.
         seed = int(np.random.SeedSequence((self.options.seed, number)).generate_state(1)[0])
         generator = torch.Generator().manual_seed(seed)
-        context = StepContext(number, generator, float(every) if number % every == 0 else 0.0)
+        # Counted from the end of the step, as logs are, so that logged steps can be among them.
+        context = StepContext(number, generator, float(every) if (number + 1) % every == 0 else 0.0)
         batch = batch.to(self.device, self.memory_format)
         with self._autocast():
             outputs = self.trainable.forward(batch, context)
