@@ -206,7 +206,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted; the same command resumes.", err=True)
+        click.echo("Interrupted; the same command, without --overwrite, resumes.", err=True)
         sys.exit(130)
     except RebalanceError as error:
         _fail(str(error), error.exit_code, debug)

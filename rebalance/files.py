@@ -16,6 +16,7 @@ from typing import Any
 from rebalance.errors import DamagedError, InputError, RebalanceError, RefusedError
 
 _TEMPORARY_SUFFIX = ".partial"
+_TOKEN = os.urandom(4).hex()
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -47,8 +48,8 @@ def fsync_path(path: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    """A name of this process's own, so that a dying process cannot write into another's file."""
-    return path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY_SUFFIX}")
+    """A name of this process's own, also among containers, so that none writes into another's file."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{_TOKEN}{_TEMPORARY_SUFFIX}")
 
 
 def remove_partials(directory: Path) -> None:

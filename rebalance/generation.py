@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -201,7 +202,8 @@ def load_run(run: RunDirectory, data: str | None, device: torch.device) -> Loade
     """
     recipe, plan, index = run.recipe(), run.plan(), run.index()
     if data is not None:
-        index = index.moved_to(data)
+        place = Path(data)
+        index = index.moved_to((place.parent if place.is_file() else place).absolute())
     if not index.root.is_dir():
         raise InputError(f"the data set of this run is not at {index.root}", remedy="Name where it is now with --data")
     if not run.modalities_path.is_file():

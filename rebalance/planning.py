@@ -198,8 +198,6 @@ def resolve_balance(
         raise InputError(
             "rebalancing needs at least two classes with usable train images", value=dict(counts), allowed="two or more"
         )
-    if max_multiple is not None and not 0 < max_multiple < math.inf:
-        raise InputError("--max-multiple", value=max_multiple, allowed="a number above 0")
     finals = _wanted(counts, request)
     empty = [name for name, final in finals.items() if final > counts[name] == 0]
     if empty:
@@ -208,15 +206,25 @@ def resolve_balance(
             remedy="Add images, remove the folder, or name other targets with --balance",
         )
     wanted = {name: final - counts[name] for name, final in finals.items() if final > counts[name]}
-    if max_multiple is not None:
-        wanted = {name: min(n, math.floor(max_multiple * counts[name] + 1e-9)) for name, n in wanted.items()}
-        capped = {name: n for name, n in wanted.items() if n}
-        if wanted and not capped:
-            raise InputError("nothing to do: --max-multiple leaves no image to make", value=max_multiple)
-        wanted = capped
     if not wanted:
         raise InputError("nothing to do: every class has the images that --balance asks for", value=balance)
-    return wanted
+    return wanted if max_multiple is None else cap(wanted, counts, max_multiple)
+
+
+def cap(wanted: Mapping[str, int], real: Mapping[str, int], max_multiple: float) -> dict[str, int]:
+    """Cap synthetic images of each class at a multiple of its real ones, rounded down; classes left with none go.
+
+    Raises:
+        InputError: the multiple is not above 0, or leaves nothing.
+    """
+    if not 0 < max_multiple < math.inf:
+        raise InputError("--max-multiple", value=max_multiple, allowed="a number above 0")
+    # The small addition undoes binary rounding, so that 0.29 of 100 is 29.
+    capped = {name: min(n, math.floor(max_multiple * real[name] + 1e-9)) for name, n in wanted.items()}
+    capped = {name: n for name, n in capped.items() if n}
+    if not capped:
+        raise InputError("nothing to do: --max-multiple leaves no image to make", value=max_multiple)
+    return capped
 
 
 def _wanted(counts: Mapping[str, int], request: str | float | dict[str, int]) -> dict[str, int]:

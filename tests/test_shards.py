@@ -414,3 +414,54 @@ def test_interrupted_generation_exits_130_and_resumes(run, tmp_path):
     assert b"Traceback" not in stderr
     assert shards.generate(run, out, shard_size=1).complete
     assert shards.verify(out).exit_code == 0
+
+
+def test_a_shard_of_another_output_is_found_and_made_anew(run, tmp_path):
+    out, other = tmp_path / "out", tmp_path / "other"
+    shards.generate(run, out)
+    shards.generate(run, other, seed=1)
+    before = hashes(out)
+    for name in ("synthetic-000000.tar", "synthetic-000000.json"):
+        (out / name).write_bytes((other / name).read_bytes())
+    found = " ".join(problem.what for problem in shards.verify(out).problems)
+    assert "manifest disagree" in found and "another fingerprint than the manifest" in found
+    assert shards.generate(run, out).made == 1 and hashes(out) == before
+    damaged = bytearray(before["synthetic-000000.tar"])
+    damaged[700] ^= 1
+    (out / "synthetic-000000.tar").write_bytes(damaged)
+    assert shards.generate(run, out).made == 1 and hashes(out) == before
+
+
+def test_a_range_does_not_overwrite_the_others(run, tmp_path):
+    with pytest.raises(InputError, match="--overwrite cannot go with --shards"):
+        shards.generate(run, tmp_path / "out", shards=(0, 1), overwrite=True)
+
+
+@pytest.mark.parametrize("multiple", [0, -1, float("nan"), float("inf"), 0.01])
+def test_impossible_multiples_are_refused_at_generation_too(run, tmp_path, multiple):
+    with pytest.raises(InputError, match="--max-multiple"):
+        shards.generate(run, tmp_path / "out", max_multiple=multiple)
+
+
+def test_fitting_keeps_what_is_the_users(run, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "recipe.yaml").write_text(TINY.read_text())
+    with pytest.raises(RefusedError, match=r"recipe\.yaml"):
+        fit(run.parent / "data", mine, mine / "recipe.yaml", balance=BALANCE)
+    assert (mine / "recipe.yaml").read_text() == TINY.read_text()
+    data = tmp_path / "data"
+    write_images(data)
+    with pytest.raises(InputError, match="inside DATA"):
+        fit(data, data / "run", TINY, balance=BALANCE)
+    assert not (data / "run").exists()
+
+
+def test_the_amounts_decide_whether_a_request_is_the_same(run, tmp_path):
+    asked = tmp_path / "wanted.json"
+    for text in (json.dumps(BALANCE), json.dumps(BALANCE, separators=(",", ":"))):
+        asked.write_text(text)
+        assert fit(run.parent / "data", run, TINY, balance=str(asked)).resumed
+    asked.write_text(json.dumps({**BALANCE, "rare": 20}))
+    with pytest.raises(RefusedError, match=r"'rare': 15\} -> .*'rare': 16"):
+        fit(run.parent / "data", run, TINY, balance=str(asked))

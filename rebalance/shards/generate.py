@@ -19,7 +19,7 @@ from rebalance.errors import DamagedError, InputError, RefusedError
 from rebalance.features import make_extractor
 from rebalance.filtering import ClassCalibration, Gates, Threshold, calibrate, check_gates
 from rebalance.generation import LoadedRun, Synthesizer, load_run
-from rebalance.planning import Plan, resolve_balance
+from rebalance.planning import Plan, cap, resolve_balance
 from rebalance.shards.make import ShardMaker, ShardName
 from rebalance.shards.manifest import read_marker, write_manifest
 from rebalance.shards.request import REAL, GenerationRequest, make_request
@@ -121,6 +121,11 @@ def generate(
     """
     start = time.monotonic()
     _check_options(shard_size, file_format, quality, workers, seed)
+    if overwrite and shards is not None:
+        raise InputError(
+            "--overwrite cannot go with --shards: it would delete the other ranges",
+            remedy="Empty OUT once, then start the ranges",
+        )
     place, directory, target = choose_device(device), RunDirectory(Path(run)), Path(out)
     loaded = load_run(directory, str(data) if data is not None else None, place)
     gates = Gates(min_confidence, Threshold.parse(max_fid, "--max-fid") if max_fid is not None else None)
@@ -169,8 +174,8 @@ def _wanted(
     if balance is None:
         counts = {target.name: target.n_synthetic for target in plan.targets}
         if max_multiple is not None:
-            counts = {name: min(n, int(max_multiple * plan.target(name).n_real)) for name, n in counts.items()}
-        return {name: n for name, n in counts.items() if n}
+            counts = cap(counts, {target.name: target.n_real for target in plan.targets}, max_multiple)
+        return counts
     counts = resolve_balance(run.index.counts("train"), balance, max_multiple)
     fitted = {target.name for target in plan.targets}
     if not counts.keys() <= fitted:
@@ -220,6 +225,9 @@ def _claim(out: Path, request: GenerationRequest, overwrite: bool) -> None:
             )
         return
     foreign = [item.name for item in out.iterdir() if not item.name.startswith(".")]
+    if foreign and path.is_file():
+        _claim(out, request, overwrite=False)  # another range has begun it meanwhile
+        return
     if foreign:
         raise RefusedError(
             f"{out} is not empty and holds no shards of this tool: {', '.join(sorted(foreign)[:5])}",
@@ -245,7 +253,9 @@ def _is_done(out: Path, name: ShardName, request: GenerationRequest) -> bool:
     except DamagedError:
         return False
     tar = out / name.tar
-    return marker["fingerprint"] == request.fingerprint and tar.is_file() and tar.stat().st_size == marker["bytes"]
+    if marker["fingerprint"] != request.fingerprint or not tar.is_file() or tar.stat().st_size != marker["bytes"]:
+        return False
+    return files.sha256_file(tar) == marker["sha256"]
 
 
 def _make_all(maker: ShardMaker, job: Job, missing: Sequence[ShardName], workers: int, progress: bool) -> None:

@@ -81,12 +81,16 @@ class ShardMaker:
         return synthetic + [ShardName(REAL, number) for number in range(real)]
 
     @cached_property
+    def real_rows(self) -> dict[str, np.ndarray]:
+        """Ids of the real train images of each class, ascending."""
+        return {name: self.run.index.rows("train", name) for name in self.run.index.classes}
+
+    @cached_property
     def real_images(self) -> np.ndarray:
         """Ids of the real train images of all classes in a seeded order; empty unless asked for."""
-        index = self.run.index
         if not self.request.include_real:
             return np.zeros(0, np.int64)
-        rows = np.concatenate([index.rows("train", name) for name in index.classes])
+        rows = np.concatenate(list(self.real_rows.values()))
         keyed_rng(self.request.fingerprint, REAL).shuffle(rows)
         return rows
 
@@ -191,7 +195,7 @@ class ShardMaker:
             "candidate": -1,
         }
         # After the synthetic ordinals, so that keys are unique over the whole output.
-        position = int(np.searchsorted(self.run.index.rows("train", class_name), image_id))
+        position = int(np.searchsorted(self.real_rows[class_name], image_id))
         return self._encoded(class_name, self.request.counts.get(class_name, 0) + position, pixels, fields)
 
     def _modality(self, image_id: int) -> int:

@@ -78,24 +78,44 @@ def verify(out: str | Path, progress: bool = False) -> Verification:
     problems: list[Problem] = []
     counts: Counter[str] = Counter()
     keys: set[str] = set()
-    names = _names(out, problems)
+    manifest = _manifest(out, problems)
+    rows = {row["shard"]: row for row in manifest.get("shards", [])}
+    names = _names(out, rows, problems)
     for name in tqdm(names, desc="verify", unit="shard", disable=not progress, leave=False):
         try:
             found = _check_shard(out, name, keys, problems)
             counts.update(found)
+            if name.tar in rows:
+                _check_listed(read_marker(out, name), rows[name.tar], manifest["fingerprint"], problems)
         except DamagedError as error:
             problems.append(Problem(name.tar, str(error)))
-    _check_totals(out, counts, problems)
+    _check_totals(out, manifest, counts, problems)
     return Verification(len(names), counts.total(), dict(sorted(counts.items())), tuple(problems))
 
 
-def _names(out: Path, problems: list[Problem]) -> list[ShardName]:
-    """All shards that are there or should be, by manifest, markers and tar files."""
-    listed: set[str] = set()
+def _manifest(out: Path, problems: list[Problem]) -> dict[str, Any]:
+    """The manifest; empty when it is missing or damaged."""
     try:
-        listed = {Path(shard["shard"]).stem for shard in files.read_json(out / MANIFEST)["shards"]}
-    except (DamagedError, KeyError, TypeError) as error:
-        problems.append(Problem(MANIFEST, f"missing or damaged: {error}. Run the same `rebalance generate` again"))
+        manifest = files.read_json(out / MANIFEST)
+        if not {"fingerprint", "shards", "classes"} <= manifest.keys():
+            raise DamagedError("fields are missing")
+        return manifest
+    except (DamagedError, AttributeError) as error:
+        problems.append(Problem(MANIFEST, f"missing or damaged: {error} Run the same `rebalance generate` again."))
+        return {}
+
+
+def _check_listed(marker: dict[str, Any], row: dict[str, Any], fingerprint: str, problems: list[Problem]) -> None:
+    """Hold a shard's marker against its line of the manifest."""
+    if any(row[field] != marker[field] for field in ("images", "bytes", "sha256")):
+        problems.append(Problem(marker["shard"], "its marker and the manifest disagree"))
+    if marker["fingerprint"] != fingerprint:
+        problems.append(Problem(marker["shard"], "belongs to another fingerprint than the manifest"))
+
+
+def _names(out: Path, rows: dict[str, dict[str, Any]], problems: list[Problem]) -> list[ShardName]:
+    """All shards that are there or should be, by manifest, markers and tar files."""
+    listed = {Path(tar).stem for tar in rows}
     present = {path.stem for pattern in ("*.tar", "*.json") for path in out.glob(pattern)}
     stems = sorted(stem for stem in listed | present if re.fullmatch(r"(synthetic|real)-\d{6,}", stem))
     for stem in stems:
@@ -109,7 +129,10 @@ def _check_shard(out: Path, name: ShardName, keys: set[str], problems: list[Prob
     if not path.is_file():
         raise DamagedError(f"{name.tar} is missing")
     if path.stat().st_size != marker["bytes"] or files.sha256_file(path) != marker["sha256"]:
-        raise DamagedError(f"{name.tar} is damaged: its hash is not its marker's")
+        raise DamagedError(
+            f"{name.tar} is damaged: its hash is not its marker's",
+            remedy="Run the same `rebalance generate` again, which makes it anew",
+        )
     counts: Counter[str] = Counter()
     try:
         for key, parts in _samples(path):
@@ -165,10 +188,9 @@ def _check_sample(key: str, parts: dict[str, bytes], fingerprint: str) -> str:
     return ""
 
 
-def _check_totals(out: Path, counts: Counter[str], problems: list[Problem]) -> None:
-    if any(problem.file == MANIFEST for problem in problems):
+def _check_totals(out: Path, manifest: dict[str, Any], counts: Counter[str], problems: list[Problem]) -> None:
+    if not manifest:
         return
-    manifest = files.read_json(out / MANIFEST)
     expected = {row["class"]: row["synthetic"] + row["real"] for row in manifest["classes"]}
     for name, number in expected.items():
         if counts[name] != number:

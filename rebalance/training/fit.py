@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -99,6 +98,12 @@ def fit(
     start = time.monotonic()
     loaded = load_recipe(recipe, overrides, seed)
     directory, place = RunDirectory(Path(run)), choose_device(device)
+    if Path(data).is_dir() and directory.path.resolve().is_relative_to(Path(data).resolve()):
+        raise InputError(
+            "--run lies inside DATA, where it would be read as a class",
+            value=str(run),
+            remedy="Choose a folder outside DATA",
+        )
     index = build_index(Path(data), loaded.data.sublabel_column, progress)
     index = carve_validation(index, loaded.data.val_fraction, loaded.seed)
     with files.locked(directory.path):
@@ -107,8 +112,7 @@ def fit(
         files.remove_partials(directory.path)
         resumed = directory.begun
         if resumed:
-            text = balance if isinstance(balance, str) else json.dumps(balance)
-            directory.check_same(loaded, index, text, max_multiple)
+            directory.check_same(loaded, index, balance, max_multiple)
             index = directory.index().moved_to(index.root)
         else:
             _begin(directory, loaded, index, balance, max_multiple, place)

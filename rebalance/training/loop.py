@@ -215,4 +215,6 @@ def train(
                 trainer.check_finite(number, weights=True)
                 checkpoints.save(trainer.state(done), log)
             if stop.requested:
-                raise InterruptedRunError(f"stopped at step {done}; saved", remedy="The same command resumes")
+                raise InterruptedRunError(
+                    f"stopped at step {done}; saved", remedy="The same command, without --overwrite, resumes"
+                )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from rebalance.config.options import to_mapping
 from rebalance.errors import DamagedError, InputError, RefusedError
 from rebalance.index import ImageIndex
 from rebalance.modalities import Modalities
-from rebalance.planning import Plan
+from rebalance.planning import Plan, resolve_balance
 
 MAX_NAMED_CHANGES = 8
+_RECIPE_HEAD = "# Resolved by `rebalance fit`; nothing changes it after.\n"
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class RunDirectory:
 
     def begin(self, recipe: Recipe, index: ImageIndex, plan: Plan) -> None:
         """Write what has been decided; the plan comes last."""
-        files.write_text(self.recipe_path, dump_recipe(recipe))
+        files.write_text(self.recipe_path, _RECIPE_HEAD + dump_recipe(recipe))
         index.save(self.index_path)
         files.write_json(self.plan_path, plan.to_json())
 
@@ -132,8 +134,8 @@ class RunDirectory:
                  "checkpoints", "logs", "previews"}  # fmt: skip
         present = list(self.path.iterdir()) if self.path.is_dir() else []
         present = [item for item in present if item.name != ".lock" and not item.name.endswith(".partial")]
-        # The recipe is written first and removed last: without it, nothing here is of a run.
-        ours = known if self.recipe_path.is_file() else set()
+        # The recipe is written first and removed last: without its first line, nothing here is of a run.
+        ours = known if self.recipe_path.is_file() and _RECIPE_HEAD.encode() in self.recipe_path.read_bytes() else set()
         foreign = [item.name for item in present if item.name not in ours]
         if foreign:
             raise RefusedError(
@@ -147,8 +149,14 @@ class RunDirectory:
                 shutil.rmtree(item) if item.is_dir() else item.unlink(missing_ok=True)
         self.recipe_path.unlink(missing_ok=True)
 
-    def check_same(self, recipe: Recipe, index: ImageIndex, balance: str, max_multiple: float | None) -> None:
-        """Check that a run was begun with this request.
+    def check_same(
+        self,
+        recipe: Recipe,
+        index: ImageIndex,
+        balance: str | float | Mapping[str, int],
+        max_multiple: float | None,
+    ) -> None:
+        """Check that a run was begun with this recipe, these amounts and this data.
 
         Raises:
             RefusedError: it was not; the message names what changed.
@@ -157,11 +165,15 @@ class RunDirectory:
         requested = to_mapping(_with_choices(recipe, self.recipe()))
         changes = [f"recipe {change}" for change in changed_keys(begun, requested)]
         plan = self.plan()
-        if plan.balance != balance:
-            changes.append(f"--balance {plan.balance!r} -> {balance!r}")
         if plan.max_multiple != max_multiple:
             changes.append(f"--max-multiple {plan.max_multiple} -> {max_multiple}")
-        changes += _changed_files(self.index(), index)
+        changed = _changed_files(self.index(), index)
+        if not changed:
+            begun_counts = {target.name: target.n_synthetic for target in plan.targets}
+            counts = resolve_balance(index.counts("train"), balance, max_multiple)
+            if counts != begun_counts:
+                changes.append(f"--balance, images to make: {begun_counts} -> {counts}")
+        changes += changed
         if changes:
             more = f" and {len(changes) - MAX_NAMED_CHANGES} more" if len(changes) > MAX_NAMED_CHANGES else ""
             raise RefusedError(
