@@ -132,7 +132,7 @@ def diff_augment(
     Args:
         images: (B, C, H, W) in [-1, 1].
         policy: any of brightness, contrast, saturation, translation, cutout.
-        translation_fraction: largest shift, of the side; the border is filled with zeros.
+        translation_fraction: largest shift, of the side; the border is repeated.
         generator: CPU generator of all draws.
     """
     n = len(images)
@@ -156,10 +156,11 @@ def _translate(images: torch.Tensor, fraction: float, generator: torch.Generator
     most_y, most_x = round(height * fraction), round(width * fraction)
     shift_y = torch.randint(-most_y, most_y + 1, (n, 1), generator=generator)
     shift_x = torch.randint(-most_x, most_x + 1, (n, 1), generator=generator)
-    rows = (torch.arange(height)[None] + shift_y + 1).clamp_(0, height + 1).to(images.device)
-    columns = (torch.arange(width)[None] + shift_x + 1).clamp_(0, width + 1).to(images.device)
-    padded = F.pad(images, (1, 1, 1, 1)).permute(0, 2, 3, 1)
-    picked = padded[torch.arange(n, device=images.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    # The border is repeated: stripes of another colour would be what the discriminator sees first.
+    rows = (torch.arange(height)[None] + shift_y).clamp_(0, height - 1).to(images.device)
+    columns = (torch.arange(width)[None] + shift_x).clamp_(0, width - 1).to(images.device)
+    pixels = images.permute(0, 2, 3, 1)
+    picked = pixels[torch.arange(n, device=images.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2)
 
 

@@ -21,6 +21,21 @@ def feature_matching(features: torch.Tensor, targets: torch.Tensor) -> torch.Ten
     return F.l1_loss(features.float().mean((2, 3)), targets.float().mean((2, 3)))
 
 
+def spread(first: torch.Tensor, second: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
+    """Hinge that keeps pairs of images apart, in proportion to a distance that is wanted, per pair (B,).
+
+    It is the distance constraint of DistanceGAN (Benaim and Wolf, 2017) made one-sided, as bounded a push to variety as
+    the diversity loss of StarGAN v2 (Choi et al., 2020, equation 3) is unbounded.
+
+    Args:
+        first: (B, C, H, W).
+        second: (B, C, H, W).
+        distance: (B,) mean absolute difference that each pair should have at least; pairs at 0 count nothing.
+    """
+    found = (first - second).abs().mean((1, 2, 3))
+    return torch.where(distance > 0, F.relu(1 - found / distance.clamp(min=1e-6)), 0.0)
+
+
 def r1_penalty(scores: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """R1 (Mescheder et al., 2018): the squared gradient norm of each image's score, averaged over images.
 

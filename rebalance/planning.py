@@ -323,7 +323,9 @@ def _sources(
     sources = [
         SourcePlan(name, counts[name], round(float(np.linalg.norm(means[name] - means[target])), 4)) for name in rich
     ]
-    return tuple(sorted(sources, key=lambda source: source.distance)[: recipe.plan.n_sources])
+    sources.sort(key=lambda source: source.distance)
+    farthest = sources[0].distance * recipe.plan.max_distance_ratio
+    return tuple(source for source in sources[: recipe.plan.n_sources] if source.distance <= farthest)
 
 
 def _modality_counts(index: ImageIndex, targets: tuple[TargetPlan, ...], recipe: Recipe) -> dict[str, int]:

@@ -129,3 +129,30 @@ def test_r1_can_be_minimised():
     losses.r1_penalty(linear_scores(images, weights), images).backward()
     # d/dw of 2.5^2 |w|^2
     torch.testing.assert_close(weights.grad, 2 * 2.5**2 * weights.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_spread_is_the_share_of_the_wanted_distance_that_is_missing():
+    first, second = torch.zeros(4, 1, 2, 2), torch.tensor([0.0, 0.25, 0.5, 2.0])[:, None, None, None].expand(4, 1, 2, 2)
+    wanted = torch.tensor([0.5, 0.5, 0.5, 0.5])
+    torch.testing.assert_close(losses.spread(first, second, wanted), torch.tensor([1.0, 0.5, 0.0, 0.0]))
+    torch.testing.assert_close(losses.spread(second, first, wanted), losses.spread(first, second, wanted))
+
+
+def test_spread_of_pairs_without_a_wanted_distance_is_zero_and_has_no_gradient():
+    first = draw(2, 1, 3, 3).requires_grad_()
+    term = losses.spread(first, first.detach() + 0.1, torch.tensor([0.0, 1.0]))
+    term.sum().backward()
+    assert term[0] == 0 and term[1] > 0
+    assert not first.grad[0].any() and first.grad[1].all()
+
+
+def test_spread_drives_a_pair_apart_until_it_is_far_enough():
+    images = draw(2, 1, 4, 4, seed=3) * 0.1
+    images[1] = images[0] + 0.01
+    images.requires_grad_()
+    optimizer = torch.optim.SGD([images], 1.0)
+    for _ in range(200):
+        optimizer.zero_grad()
+        losses.spread(images[:1], images[1:], torch.tensor([0.5])).sum().backward()
+        optimizer.step()
+    assert 0.5 <= float((images[0] - images[1]).detach().abs().mean()) < 0.8

@@ -233,14 +233,14 @@ def balagan(**options: object) -> Method:
     for key in sections:
         sections[key] = replace(sections[key], **options.pop(key, {}))
     weights = replace(recipe.balagan.weights, **options.pop("weights", {}))
-    return make_method(
-        replace(recipe, balagan=replace(recipe.balagan, **sections, weights=weights, **options)), N_CLASSES, seed=0
-    )
+    own = replace(recipe.balagan, **sections, weights=weights, **options)
+    training = replace(recipe.training, batch=4)
+    return make_method(replace(recipe, balagan=own, training=training), N_CLASSES, seed=0)
 
 
 def changes_of_a_step(method: Method) -> set[str]:
     before = weights_of(method.networks)
-    trainer_of(method).step(pairs(), 0)
+    trainer_of(method).step(pairs(n=4), 0)
     after = weights_of(method.networks)
     return {key.split("/")[0] for key in before if not torch.equal(before[key], after[key])}
 
@@ -413,6 +413,67 @@ def test_diff_augment_acts_in_both_phases_and_trains():
         terms_of(plain, "generator", batch, outputs)["reconstruction"], rel=1e-6
     )
     assert changes_of_a_step(augmented) == {"generator", "discriminator"}
+
+
+def test_translations_can_be_asked_to_be_of_their_class():
+    method, plain, batch = balagan(weights={"classification_of_translations": 0.5}), balagan(), pairs(n=4)
+    outputs = plain.forward(batch, context())
+    losses = [m.loss("generator", batch, outputs, context()) for m in (method, plain)]
+    logits = method.class_logits(outputs.translation)
+    expected = torch.nn.functional.cross_entropy(logits, batch.reference_label)
+    torch.testing.assert_close(losses[0].terms["classification"], expected)
+    assert "classification" not in losses[1].terms
+    assert float(losses[0].total.detach()) == pytest.approx(
+        float((losses[1].total + 0.5 * expected).detach()), rel=1e-5
+    )
+    with pytest.raises(InputError, match="classifier_head"):
+        balagan(weights={"classification_of_translations": 0.5}, discriminator={"classifier_head": False})
+
+
+def test_spread_is_a_term_of_the_generator_only_with_a_weight():
+    method, plain = balagan(weights={"spread": 0.5}), balagan()
+    batch = replace(pairs(n=4), reference_label=torch.tensor([1, 1, 2, 2]))
+    losses = [m.loss("generator", batch, m.forward(batch, context()), context()) for m in (method, plain)]
+    spread = float(losses[0].terms["spread"].detach())
+    assert spread > 0 and "spread" not in losses[1].terms
+    with_it, without = (float(loss.total.detach()) for loss in losses)
+    assert with_it == pytest.approx(without + 0.5 * spread, rel=1e-5)
+    assert changes_of_a_step(method) == {"generator", "discriminator"}
+
+
+def test_spread_compares_neighbours_of_one_class_with_one_thing_changed():
+    method = balagan(weights={"spread": 1.0}, spread_over_references=2.0, spread_over_sources=0.0)
+    batch = replace(pairs(n=4), reference_label=torch.tensor([1, 1, 0, 2]))
+    generator, calls = method.networks["generator"], []
+    outputs = method.forward(batch, context())
+    original = generator.decoder.forward
+    generator.decoder.forward = lambda content, codes: calls.append((content, codes)) or original(content, codes)
+    term = method.loss("generator", batch, outputs, context()).terms["spread"]
+    ((content, codes),) = calls
+    assert torch.equal(content, outputs.content) and torch.equal(codes, outputs.codes[[1, 0, 3, 2]])
+    crossed = original(content, codes)
+    expected = [
+        torch.relu(
+            1
+            - (outputs.translation[i] - crossed[i]).abs().mean()
+            / (2.0 * (batch.reference[0] - batch.reference[1]).abs().mean())
+        )
+        for i in (0, 1)
+    ]
+    torch.testing.assert_close(term, sum(expected) / 2)
+
+
+def test_spread_of_a_batch_without_neighbours_of_one_class_is_zero():
+    method = balagan(weights={"spread": 1.0})
+    batch = replace(pairs(n=4), reference_label=torch.tensor([0, 1, 2, 3]))
+    assert terms_of(method, "generator", batch)["spread"] == 0
+
+
+def test_spread_asks_for_pairs_of_a_class_and_for_an_even_batch():
+    assert balagan().pairs_per_class == 1
+    assert balagan(weights={"spread": 0.1}).pairs_per_class == 2
+    with pytest.raises(InputError, match=r"training\.batch"):
+        make("balagan", balagan={"weights": {"spread": 0.1}}, training={"batch": 3})
 
 
 def test_learning_rates_drive_their_own_networks():

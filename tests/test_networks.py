@@ -173,6 +173,55 @@ def test_adaptive_instance_norm_without_style_is_instance_norm():
     torch.testing.assert_close(adaptive_instance_norm(x, zeros, zeros), instance_norm(x))
 
 
+@pytest.mark.parametrize("upsampling", ["nearest", "bilinear"])
+@pytest.mark.parametrize("style_in_upsampling", [False, True])
+def test_every_kind_of_upsampling_gives_images(upsampling, style_in_upsampling):
+    translator = small_translator(upsampling=upsampling, style_in_upsampling=style_in_upsampling)
+    with torch.no_grad():
+        made = translate(translator, torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16))
+    assert made.shape == (2, 3, 16, 16) and made.abs().max() <= 1
+
+
+def test_bilinear_upsampling_leaves_no_grid():
+    """A smooth content code through one smoothing kernel: nearest repeats rows in pairs, bilinear does not."""
+
+    def steps(upsampling: str) -> torch.Tensor:
+        decoder = small_translator(upsampling=upsampling).decoder
+        ramp = torch.linspace(-1, 1, 8)[None, None, :, None].expand(1, decoder.residuals[0].conv1.in_channels, 8, 8)
+        return F.interpolate(ramp, scale_factor=2, mode=decoder.upsampling)[0, 0, :, 0].diff()[1:-1]
+
+    assert (steps("nearest") == 0).any()
+    assert (steps("bilinear") > 0).all()
+
+
+def test_style_reaches_the_last_upsampling_only_when_asked():
+    content, first, second = torch.randn(1, 16, 4, 4), torch.randn(1, 6), torch.randn(1, 6)
+
+    def seen(style_in_upsampling: bool) -> list[torch.Tensor]:
+        decoder = small_translator(style_in_upsampling=style_in_upsampling).decoder
+        inputs: list[torch.Tensor] = []
+        decoder.to_image.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+        with torch.no_grad():
+            decoder(content, first), decoder(content, second)
+        return inputs
+
+    # Before the ReLU, instance norm leaves every channel the same mean and spread whatever the style; AdaIN does not.
+    assert len(small_translator(style_in_upsampling=True).decoder.style_sizes) == 4
+    assert len(small_translator().decoder.style_sizes) == 2
+    means = [[x.mean((2, 3)) for x in seen(asked)] for asked in (False, True)]
+    without, with_it = (float((a - b).abs().mean()) for a, b in means)
+    assert with_it > 3 * without
+
+
+@pytest.mark.parametrize(("size", "blocks"), [(8, 4), (16, 4), (32, 6)])
+def test_a_strided_stem_halves_the_discriminators_maps(size, blocks):
+    images, labels = torch.rand(2, 3, size, size), torch.tensor([1, 2])
+    plain, strided = small_discriminator(blocks=blocks), small_discriminator(blocks=blocks, stem_stride=2)
+    with torch.no_grad():
+        shapes = [d.adversarial(d.features(images), labels).shape for d in (plain, strided)]
+    assert shapes[0][1] == 2 * shapes[1][1] and shapes[0][2] == 2 * shapes[1][2]
+
+
 def small_discriminator(n_classes: int = 5, channels: int = 3, **options: object) -> Discriminator:
     torch.manual_seed(0)
     return Discriminator(n_classes, channels=channels, **{"base_filters": 4, "blocks": 4, "stem_kernel": 3, **options})

@@ -367,6 +367,9 @@ def test_sources_are_the_nearest_classes_with_twice_the_images(index):
         ({"n_sources": 99, "source_ratio": 1.8}, ["b", "c", "d", "e", "f"]),
         ({"n_sources": 99, "source_ratio": 2.4}, ["c", "d", "f"]),
         ({"n_sources": 99, "source_ratio": 2.5}, ["d", "f"]),
+        ({"n_sources": 99, "max_distance_ratio": 1.7}, ["c", "d"]),
+        ({"n_sources": 1, "max_distance_ratio": 1.7}, ["c"]),
+        ({"n_sources": 99, "max_distance_ratio": 1}, ["c"]),
     ],
 )
 def test_recipe_decides_how_many_sources_and_how_rich(index, options, expected):

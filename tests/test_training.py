@@ -106,6 +106,15 @@ def test_batches_are_a_function_of_seed_and_step(steps, seed):
         assert not same_pairs(there[step], pair_batches(SIZES, seed=seed ^ 1)(step))
 
 
+def test_consecutive_pairs_share_their_reference_class_when_asked():
+    single, double = (pair_batches(SIZES, batch=6, per_class=n)(0).reference_label for n in (1, 2))
+    for step in range(40):
+        batch = pair_batches({"rich": (30,), "other": (25,), "poor": (3,)}, batch=6, per_class=2)(step)
+        assert torch.equal(batch.reference_label[::2], batch.reference_label[1::2])
+    assert set(drawn(pair_batches(SIZES, per_class=2), 40)[2]) == {0, 1, 2, 3}
+    assert single.shape == double.shape == (6,)
+
+
 def test_prefetched_batches_are_the_same_in_order():
     batches = pair_batches(SIZES)
     for first, last in ((0, 7), (5, 6), (3, 5), (4, 4)):
@@ -409,7 +418,8 @@ def dying_at(step: int):
 @pytest.mark.parametrize("deaths", [(1,), (3,), (4,), (2, 5), (3, 3, 6)])
 def test_interrupted_and_resumed_training_equals_undisturbed(tmp_path, optimizer, deaths):
     options = {
-        "optimizer": OptimizerOptions(name=optimizer, beta1=0.5), "steps": 9, "checkpoint_every_steps": 4
+        "optimizer": OptimizerOptions(name=optimizer, beta1=0.5), "steps": 9, "checkpoint_every_steps": 4,
+        "lr_decay": 0.6,
     }  # fmt: skip
     undisturbed = toy_trainer(**options)
     log = run_toy(tmp_path / "whole", undisturbed)
@@ -565,6 +575,19 @@ def test_lazy_penalties_are_asked_for_on_multiples_with_their_interval(every):
     assert [context.step for context in trainer.trainable.contexts] == list(range(7))
     expected = [float(every) if (step + 1) % every == 0 else 0.0 for step in range(7)]
     assert [context.regularize for context in trainer.trainable.contexts] == expected
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [(0.0, [1, 1, 1, 1]), (0.5, [1, 1, 1, 0.5]), (1.0, [1, 0.75, 0.5, 0.25])],
+)
+def test_learning_rates_fall_linearly_over_the_last_share_of_steps(decay, expected):
+    trainer = toy_trainer(steps=4, lr_decay=decay)
+    base = {phase.name: phase.lr for phase in trainer.trainable.phases}
+    for step, factor in enumerate(expected):
+        trainer.step(toy_batches()(step), step)
+        rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in trainer.optimizers.items()}
+        assert rates == pytest.approx({name: lr * factor for name, lr in base.items()})
 
 
 def test_phases_run_in_order_on_one_shared_forward_pass():

@@ -22,6 +22,12 @@ class GeneratorOptions(Options):
     stem_kernel: int = option(7, "kernel of the first and last convolution", choices=(1, 3, 5, 7, 9))
     down_kernel: int = option(4, "kernel of the stride-2 convolutions", choices=(2, 4, 6))
     up_kernel: int = option(5, "kernel of the convolution after each upsampling", choices=(1, 3, 5, 7))
+    upsampling: str = option("nearest", "interpolation of the decoder", choices=("nearest", "bilinear"))
+    style_in_upsampling: bool = option(
+        False,
+        "AdaIN after the decoder's upsampling too; the paper's instance norm there removes brightness and contrast "
+        "that the reference could give",
+    )
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class DiscriminatorOptions(Options):
     blocks: int = option(10, "residual blocks, two a stage, pooling between stages", at_least=2)
     max_filters: int = option(1024, "channels stop doubling here", at_least=1)
     stem_kernel: int = option(7, "kernel of the first convolution", choices=(1, 3, 5, 7, 9))
+    stem_stride: int = option(1, "stride of the first convolution; 2 costs a quarter", choices=(1, 2))
     classifier_head: bool = option(True, "the D_cls head; off is the paper's ablation B")
 
     def __post_init__(self) -> None:
@@ -49,6 +56,17 @@ class LossWeights(Options):
     reconstruction: float = option(0.1, "L1 between x and G(x, x)", at_least=0)
     feature_matching: float = option(1.0, "L1 between pooled discriminator features", at_least=0)
     classification: float = option(1.0, "cross-entropy of the class head on real images", at_least=0)
+    classification_of_translations: float = option(
+        0.0,
+        "cross-entropy of the class head on translations, in the generator's step; 0 in the paper",
+        at_least=0,
+    )
+    spread: float = option(
+        0.0,
+        "hinge on the distances between translations that differ only in their reference, or only in their source; 0 "
+        "in the paper",
+        at_least=0,
+    )
     r1: float = option(
         10 / 9,
         "R1 on the mean squared gradient norm of an image; the released 10 acts on the gradient of a mean over a batch "
@@ -69,6 +87,16 @@ class BalaganOptions(Options):
     target_in_training: bool = option(True, "train on target images; off is the paper's ablation C (FUNIT)")
     adversarial_reconstruction: bool = option(
         True, "the generator's adversarial and feature-matching terms also take the reconstruction, as released"
+    )
+    spread_over_references: float = option(
+        0.75,
+        "translations of one source are at least this many times as far apart (L1) as their references",
+        at_least=0,
+    )
+    spread_over_sources: float = option(
+        0.6,
+        "translations with one reference are at least this many times as far apart (L1) as two references of the class",
+        at_least=0,
     )
     diff_augment: tuple[str, ...] = option(
         (),

@@ -45,6 +45,9 @@ class PlanOptions(Options):
     """Which classes serve which."""
 
     n_sources: int = option(3, "source classes of a target, the nearest first", at_least=1)
+    max_distance_ratio: float = option(
+        1000.0, "a source is at most this many times as far from the target as the nearest one", at_least=1
+    )
     source_ratio: float = option(2.0, "a source has at least this many times the target's images", at_least=1)
     feature_images: int = option(200, "images of a class that its distances are measured on", at_least=2)
 
@@ -67,6 +70,9 @@ class TrainingOptions(Options):
     steps: int = option(100_000, "steps", at_least=1)
     optimizer: OptimizerOptions = option(OptimizerOptions, "optimiser")
     ema: float = option(0.999, "decay of the averaged weights", at_least=0, at_most=0.99999)
+    lr_decay: float = option(
+        0.0, "share of the steps, the last, over which learning rates fall linearly to 0", at_least=0, at_most=1
+    )
     regularize_every_steps: int = option(1, "lazy R1: every so many steps, weighted by as much", at_least=1)
     models: str = option(
         "joint", "one model for all targets, or one a target (the paper's)", choices=("joint", "per-class")

@@ -22,10 +22,14 @@ class Translations:
     Attributes:
         translation: G(x, y), (B, C, H, W).
         reconstruction: G(x, x), (B, C, H, W).
+        content: E_source(x), (B, c, h, w).
+        codes: the references' style codes, (B, style_size).
     """
 
     translation: torch.Tensor
     reconstruction: torch.Tensor
+    content: torch.Tensor
+    codes: torch.Tensor
 
 
 class Balagan(Method):
@@ -36,8 +40,10 @@ class Balagan(Method):
     come; in the generator's phase the loop freezes it.
 
     Deviations from the paper, all off in the `paper-*` recipes: DiffAugment (`diff_augment`), shuffled patches of what
-    the reference encoder sees (`reference_patch_shuffle`), and a learned code of the class beside the reference's
-    (`class_codes`). As in the released code, and switched off by
+    the reference encoder sees (`reference_patch_shuffle`), a learned code of the class beside the reference's
+    (`class_codes`), AdaIN and bilinear interpolation in the decoder's upsampling (`generator.style_in_upsampling`,
+    `generator.upsampling`), a cheaper discriminator (`discriminator.stem_stride`), and a hinge that keeps translations
+    as far apart as their references are (`weights.spread`). As in the released code, and switched off by
     `adversarial_reconstruction`, the generator's adversarial term averages translation and reconstruction, and feature
     matching also compares the reconstruction with its source.
     """
@@ -60,11 +66,21 @@ class Balagan(Method):
         options, size = recipe.balagan, recipe.data.size_px
         if options.class_codes and not options.target_in_training:
             raise InputError("balagan.class_codes needs balagan.target_in_training: a target's code must be learned")
+        if options.weights.classification_of_translations and not options.discriminator.classifier_head:
+            raise InputError(
+                "balagan.weights.classification_of_translations needs balagan.discriminator.classifier_head"
+            )
+        if options.weights.spread and recipe.training.batch % 2:
+            raise InputError(
+                "training.batch with balagan.weights.spread, which compares pairs two by two",
+                value=recipe.training.batch,
+                allowed="even numbers",
+            )
         # One pixel of content would be 0 after instance normalisation: no source could be seen in it.
         least = max(
             2 ** (options.generator.content_downs + 1),
             2**options.generator.reference_downs,
-            2 ** (options.discriminator.blocks // 2 - 1),
+            2 ** (options.discriminator.blocks // 2 - 1) * options.discriminator.stem_stride,
         )
         multiple = 2**options.generator.content_downs
         if size % multiple or size < least:
@@ -84,6 +100,11 @@ class Balagan(Method):
         return cls(options, generator, discriminator)
 
     @property
+    def pairs_per_class(self) -> int:
+        """Two where they are compared with each other."""
+        return 2 if self.options.weights.spread else 1
+
+    @property
     def phases(self) -> tuple[Phase, ...]:
         """Discriminator first, then generator."""
         return (
@@ -99,8 +120,8 @@ class Balagan(Method):
             references = shuffle_patches(references, self.options.reference_patch_shuffle, context.generator)
         content = generator.source_encoder(batch.source)
         codes = generator.style(references, torch.cat([batch.reference_label, batch.source_label]))
-        images = generator.decoder(content.repeat(2, 1, 1, 1), codes)
-        return Translations(*images.chunk(2))
+        translation, reconstruction = generator.decoder(content.repeat(2, 1, 1, 1), codes).chunk(2)
+        return Translations(translation, reconstruction, content, codes.chunk(2)[0])
 
     def loss(self, phase: str, batch: PairBatch, outputs: Translations, context: StepContext) -> Loss:
         """Return equation 6 for one of the two networks."""
@@ -159,7 +180,26 @@ class Balagan(Method):
             + weights.reconstruction * terms["reconstruction"]
             + weights.feature_matching * terms["feature_matching"]
         )
+        if weights.classification_of_translations:
+            logits = discriminator.classify(features[: len(batch.source)]).float()
+            terms["classification"] = torch.nn.functional.cross_entropy(logits, batch.reference_label)
+            total = total + weights.classification_of_translations * terms["classification"]
+        if weights.spread:
+            terms["spread"] = self._spread(batch, outputs)
+            total = total + weights.spread * terms["spread"]
         return Loss(total, terms)
+
+    def _spread(self, batch: PairBatch, outputs: Translations) -> torch.Tensor:
+        """Cross each pair (x, y) with its neighbour (x', y') of the same class, and keep apart what should be."""
+        neighbour = torch.arange(len(batch.source), device=batch.source.device) ^ 1
+        same_class = batch.reference_label == batch.reference_label[neighbour]
+        distance = (batch.reference - batch.reference[neighbour]).abs().mean((1, 2, 3)) * same_class
+        # G(x, y') and, at the neighbour's place, G(x', y).
+        crossed = self.networks["generator"].decoder(outputs.content, outputs.codes[neighbour]).float()
+        translation = outputs.translation.float()
+        over_references = losses.spread(translation, crossed, distance * self.options.spread_over_references)
+        over_sources = losses.spread(translation, crossed[neighbour], distance * self.options.spread_over_sources)
+        return (over_references + over_sources).sum() / same_class.sum().clamp(min=1)
 
     def _augment(self, images: torch.Tensor, context: StepContext) -> torch.Tensor:
         policy = self.options.diff_augment

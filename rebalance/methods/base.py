@@ -64,6 +64,11 @@ class Method(Trainable):
     generating: ClassVar[tuple[str, ...]]
     """Names of the networks that `synthesize` and `class_logits` use."""
 
+    @property
+    def pairs_per_class(self) -> int:
+        """Consecutive pairs of a batch whose references must be of one class."""
+        return 1
+
     @classmethod
     @abstractmethod
     def build(cls, recipe: Recipe, n_classes: int, seed: int) -> Method:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -12,6 +14,7 @@ from rebalance.networks.blocks import (
     DownConv,
     InstanceNormResidual,
     PaddedConv,
+    adaptive_instance_norm,
     init_weights,
     instance_norm,
 )
@@ -74,11 +77,17 @@ class Decoder(nn.Module):
         mlp_layers: int,
         stem_kernel: int,
         up_kernel: int,
+        upsampling: str,
+        style_in_upsampling: bool,
     ) -> None:
         super().__init__()
+        self.upsampling = upsampling
         sizes = [style_size] + [mlp_width] * (mlp_layers - 1)
         hidden = [layer for i in range(mlp_layers - 1) for layer in (nn.Linear(sizes[i], sizes[i + 1]), nn.ReLU())]
-        self.mlp = nn.Sequential(*hidden, nn.Linear(mlp_width, residual_blocks * 4 * width))
+        # Lengths of the style vectors: four of each residual block, two (or none) after each upsampling.
+        up_styles = [2 * (width >> (i + 1)) for i in range(ups)] if style_in_upsampling else []
+        self.style_sizes = [4 * width] * residual_blocks + up_styles
+        self.mlp = nn.Sequential(*hidden, nn.Linear(mlp_width, sum(self.style_sizes)))
         self.residuals = nn.ModuleList(AdaptiveResidual(width) for _ in range(residual_blocks))
         self.ups = nn.ModuleList(PaddedConv(width >> i, width >> (i + 1), up_kernel) for i in range(ups))
         self.to_image = PaddedConv(width >> ups, channels, stem_kernel)
@@ -86,11 +95,12 @@ class Decoder(nn.Module):
     def forward(self, content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
         """Map content (B, width, h, w) and style (B, style_size) to images (B, channels, H, W) in [-1, 1]."""
         x = content
-        styles = self.mlp(style).chunk(len(self.residuals), dim=1)
-        for residual, block_style in zip(self.residuals, styles, strict=True):
+        styles = self.mlp(style).split(self.style_sizes, dim=1)
+        for residual, block_style in zip(self.residuals, styles, strict=False):
             x = residual(x, block_style)
-        for up in self.ups:
-            x = F.relu(instance_norm(up(F.interpolate(x, scale_factor=2, mode="nearest"))))
+        for up, up_style in itertools.zip_longest(self.ups, styles[len(self.residuals) :]):
+            x = up(F.interpolate(x, scale_factor=2, mode=self.upsampling))
+            x = F.relu(instance_norm(x) if up_style is None else adaptive_instance_norm(x, *up_style.chunk(2, dim=1)))
         return torch.tanh(self.to_image(x))
 
 
@@ -111,6 +121,8 @@ class Translator(nn.Module):
         stem_kernel: int = 7,
         down_kernel: int = 4,
         up_kernel: int = 5,
+        upsampling: str = "nearest",
+        style_in_upsampling: bool = False,
         n_class_codes: int = 0,
     ) -> None:
         super().__init__()
@@ -130,6 +142,8 @@ class Translator(nn.Module):
             mlp_layers,
             stem_kernel,
             up_kernel,
+            upsampling,
+            style_in_upsampling,
         )
         self.class_codes = nn.Embedding(n_class_codes, style_size) if n_class_codes else None
         init_weights(self)
@@ -160,10 +174,11 @@ class Discriminator(nn.Module):
         blocks: int = 10,
         max_filters: int = 1024,
         stem_kernel: int = 7,
+        stem_stride: int = 1,
         classifier_head: bool = True,
     ) -> None:
         super().__init__()
-        self.stem = PaddedConv(channels, base_filters, stem_kernel)
+        self.stem = PaddedConv(channels, base_filters, stem_kernel, stride=stem_stride)
         widths = [min(base_filters * 2**i, max_filters) for i in range(blocks // 2 + 1)]
         self.stages = nn.ModuleList(
             nn.Sequential(

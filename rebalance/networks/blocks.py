@@ -22,13 +22,13 @@ def adaptive_instance_norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Te
 
 
 class PaddedConv(nn.Conv2d):
-    """Convolution of an odd kernel that keeps height and width, reflecting at the border where the image allows it."""
+    """Convolution of an odd kernel, reflecting at the border where the image allows it; stride 1 keeps the size."""
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: int, *, bias: bool = True) -> None:
-        super().__init__(channels_in, channels_out, kernel, bias=bias)
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, *, stride: int = 1, bias: bool = True) -> None:
+        super().__init__(channels_in, channels_out, kernel, stride=stride, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Convolve (B, C, H, W) to (B, C', H, W)."""
+        """Convolve (B, C, H, W) to (B, C', H / stride, W / stride)."""
         pad = self.kernel_size[0] // 2
         if pad == 0:
             return super().forward(x)

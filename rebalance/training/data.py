@@ -129,6 +129,7 @@ class PairBatches:
         draw: "classes" draws classes uniformly, "modalities" draws modalities uniformly.
         batch: pairs a step.
         seed: seed of all draws.
+        per_class: consecutive pairs whose references are of one class.
     """
 
     store: ImageStore
@@ -137,6 +138,7 @@ class PairBatches:
     draw: str
     batch: int
     seed: int
+    per_class: int = 1
 
     def __post_init__(self) -> None:
         """Refuse an empty pool, because a loop over nothing would never end."""
@@ -149,8 +151,9 @@ class PairBatches:
         rng = step_rng(self.seed, _PAIR_STREAM, step)
         everyone = np.arange(len(self.pools))
         drawn = []
-        for _ in range(self.batch):
-            reference = self._draw_class(rng, everyone)
+        for number in range(self.batch):
+            if number % self.per_class == 0:
+                reference = self._draw_class(rng, everyone)
             source = self._draw_class(rng, np.flatnonzero(self.related[reference]))
             drawn.append((*self._draw_image(rng, source), *self._draw_image(rng, reference)))
         sources, source_labels, references, reference_labels = map(np.array, zip(*drawn, strict=True))

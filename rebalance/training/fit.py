@@ -22,18 +22,17 @@ from rebalance.methods import Method, PairBatch, make_method
 from rebalance.modalities import ImageBatch, Modalities, assign, embed, make_encoder, modality_preview
 from rebalance.planning import Plan, make_plan
 from rebalance.training.checkpoints import CheckpointFolder, load_network, read_state
-from rebalance.training.data import EncoderBatches, ImageStore, PairBatches, build_store, make_pools, step_rng
+from rebalance.training.data import EncoderBatches, ImageStore, PairBatches, build_store, make_pools
 from rebalance.training.estimate import with_estimate
 from rebalance.training.logs import TrainingLog
 from rebalance.training.loop import LoopOptions, Trainer, train
 from rebalance.training.precision import Duel, choose
-from rebalance.training.previews import PROBES, Probe, TranslationObserver
+from rebalance.training.previews import TranslationObserver, draw_probe
 from rebalance.training.run import RunDirectory, Unit, units_of
 
 logger = logging.getLogger(__name__)
 
 ENCODER = "encoder"
-_PROBE_STREAM = 3
 _EMBED_BATCH = 256
 
 
@@ -180,6 +179,7 @@ def method_loop(recipe: Recipe) -> LoopOptions:
         steps=training.steps,
         optimizer=training.optimizer,
         ema=training.ema,
+        lr_decay=training.lr_decay,
         regularize_every_steps=training.regularize_every_steps,
         precision=training.precision,
         memory_format=training.memory_format,
@@ -280,8 +280,18 @@ class Fitting:
             self.recipe.training.draw,
             self.recipe.training.batch,
             self.recipe.seed,
+            method.pairs_per_class,
         )
-        probes = tuple(self._probe(target, labels, modalities, store) for target in unit.targets)
+        probes = tuple(
+            draw_probe(
+                self.plan.target(target),
+                self.index,
+                lambda ids: reference_labels(ids, labels, modalities),
+                lambda ids: store.tensor(store.positions(ids)),
+                self.recipe.seed,
+            )
+            for target in unit.targets
+        )
         log = self._log(unit.name)
         observer = TranslationObserver(method, probes, self.device)
         train(
@@ -294,21 +304,6 @@ class Fitting:
             progress=self.progress,
         )
         self._warn_of_ignored_sources(log)
-
-    def _probe(self, target: str, labels: tuple[int, ...], modalities: Modalities, store: ImageStore) -> Probe:
-        """Draw the fixed images on which a target is observed."""
-        plan = self.plan.target(target)
-        rng = step_rng(self.recipe.seed, _PROBE_STREAM, plan.label)
-        of_sources = np.concatenate([self.index.rows("train", source.name) for source in plan.sources])
-        sources = rng.choice(of_sources, PROBES, replace=len(of_sources) < PROBES)
-        of_target = self.index.rows("train", target)
-        references = np.resize(rng.permutation(of_target), PROBES)
-        return Probe(
-            target,
-            store.tensor(store.positions(sources)),
-            store.tensor(store.positions(references)),
-            torch.tensor(reference_labels(references, labels, modalities)),
-        )
 
     def _warn_of_ignored_sources(self, log: TrainingLog) -> None:
         least = self.recipe.training.min_source_dependence

@@ -31,6 +31,7 @@ class LoopOptions:
         steps: steps in all.
         optimizer: optimiser; learning rates come with the phases.
         ema: decay of averaged networks.
+        lr_decay: share of the steps, the last ones, over which learning rates fall linearly to 0.
         regularize_every_steps: interval of lazy penalties.
         precision: "fp32" or "bf16" autocast.
         memory_format: "contiguous" or "channels_last".
@@ -43,6 +44,7 @@ class LoopOptions:
     steps: int
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     ema: float = 0.999
+    lr_decay: float = 0.0
     regularize_every_steps: int = 1
     precision: str = "fp32"
     memory_format: str = "contiguous"
@@ -54,6 +56,13 @@ class LoopOptions:
 
 Observer = Callable[[Mapping[str, nn.Module]], Observation]
 """Looks at the averaged networks, given by name."""
+
+
+def lr_factor(number: int, options: LoopOptions) -> float:
+    """Return what learning rates are multiplied with at step `number` (from 0)."""
+    decaying = options.lr_decay * options.steps
+    left = options.steps - number
+    return min(1.0, left / decaying) if decaying else 1.0
 
 
 class Trainer:
@@ -97,6 +106,7 @@ class Trainer:
                     loss = self.trainable.loss(phase.name, batch, outputs, context)
                 self.optimizers[phase.name].zero_grad(set_to_none=True)
                 loss.total.backward()
+                self.optimizers[phase.name].param_groups[0]["lr"] = phase.lr * lr_factor(number, self.options)
                 self.optimizers[phase.name].step()
             self.diverged |= ~loss.total.detach().isfinite()
             losses[phase.name] = loss

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +10,14 @@ import torch
 from torch import nn
 
 from rebalance import images
+from rebalance.index import ImageIndex
 from rebalance.methods import Method
+from rebalance.planning import TargetPlan
+from rebalance.training.data import step_rng
 from rebalance.training.logs import Observation
 
 PROBES = 16
+_PROBE_STREAM = 3
 _SHOWN = 8
 
 
@@ -32,6 +36,29 @@ class Probe:
     sources: torch.Tensor
     references: torch.Tensor
     reference_labels: torch.Tensor
+
+
+def draw_probe(
+    target: TargetPlan,
+    index: ImageIndex,
+    labels_of: Callable[[np.ndarray], Sequence[int]],
+    load: Callable[[np.ndarray], torch.Tensor],
+    seed: int,
+) -> Probe:
+    """Draw the fixed images on which a target is observed.
+
+    Args:
+        target: the target.
+        index: the data set.
+        labels_of: maps image ids (n,) to their translator classes.
+        load: maps image ids (n,) to images (n, C, H, W) in [-1, 1].
+        seed: the recipe's.
+    """
+    rng = step_rng(seed, _PROBE_STREAM, target.label)
+    of_sources = np.concatenate([index.rows("train", source.name) for source in target.sources])
+    sources = rng.choice(of_sources, PROBES, replace=len(of_sources) < PROBES)
+    references = np.resize(rng.permutation(index.rows("train", target.name)), PROBES)
+    return Probe(target.name, load(sources), load(references), torch.tensor(labels_of(references)))
 
 
 @dataclass(frozen=True)
