@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import Image
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 LONG_TAIL = (4000, 2000, 1000, 750, 500, 350, 200, 100, 60, 40)
-HELD_OUT = 1000
+N_VAL = 100
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -50,28 +51,32 @@ def write(folder: Path, images: np.ndarray, rows: np.ndarray) -> None:
         Image.fromarray(images[row]).save(folder / f"{row:05d}.png")
 
 
+def write_long_tail(out: Path, counts: Sequence[int], n_val: int, seed: int, download: Path | None) -> None:
+    """Write `counts` train images of classes 0 to 9, `n_val` val images of each, and all test images."""
+    images, labels = load("train", download)
+    rng = np.random.default_rng(seed)
+    for label, count in enumerate(counts):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        write(out / "train" / str(label), images, rows[:count])
+        write(out / "val" / str(label), images, rows[len(rows) - n_val :])
+    images, labels = load("test", download)
+    for label in range(10):
+        write(out / "test" / str(label), images, np.flatnonzero(labels == label))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the data set")
     parser.add_argument("--counts", default=",".join(map(str, LONG_TAIL)), help="train images of classes 0 to 9")
-    parser.add_argument("--val", type=int, default=HELD_OUT // 10, help="val images of each class")
+    parser.add_argument("--val", type=int, default=N_VAL, help="val images of each class")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--download", type=Path, metavar="FOLDER", help="let torchvision download to FOLDER")
     arguments = parser.parse_args()
     counts = [int(count) for count in arguments.counts.split(",")]
     if len(counts) != 10:
         parser.error(f"--counts: got {len(counts)} numbers, allowed: 10")
-
-    images, labels = load("train", arguments.download)
-    rng = np.random.default_rng(arguments.seed)
-    for label, count in enumerate(counts):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        write(arguments.out / "train" / str(label), images, rows[:count])
-        write(arguments.out / "val" / str(label), images, rows[len(rows) - arguments.val :])
-    images, labels = load("test", arguments.download)
-    for label in range(10):
-        write(arguments.out / "test" / str(label), images, np.flatnonzero(labels == label))
-    print(f"{sum(counts)} train, {10 * arguments.val} val and {len(labels)} test images in {arguments.out}")
+    write_long_tail(arguments.out, counts, arguments.val, arguments.seed, arguments.download)
+    print(f"{sum(counts)} train, {10 * arguments.val} val and 10000 test images in {arguments.out}")
 
 
 if __name__ == "__main__":

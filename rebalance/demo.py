@@ -25,6 +25,14 @@ _N_TEST = 40
 _QUICK = ("--set", "training.steps=60", "--set", "modalities.encoder.steps=20")
 
 
+def split_digits() -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+    """Return the rows of scikit-learn's digits by digit: all that are not in test, and test."""
+    target = load_digits().target
+    order = np.random.default_rng(0).permutation(len(target))
+    rows = {digit: order[target[order] == digit] for digit in range(10)}
+    return {d: r[_N_TEST:] for d, r in rows.items()}, {d: r[:_N_TEST] for d, r in rows.items()}
+
+
 def write_digits(folder: Path) -> None:
     """Write scikit-learn's digits as `folder/{train,test}/DIGIT/*.png` (8 x 8 px, gray), three classes made rare.
 
@@ -32,15 +40,13 @@ def write_digits(folder: Path) -> None:
         folder: made if it does not exist; the same files again if it does.
     """
     digits = load_digits()
-    order = np.random.default_rng(0).permutation(len(digits.target))
-    for digit in range(10):
-        rows = order[digits.target[order] == digit]
-        name = str(digit)
-        train = rows[_N_TEST:][: POOR.get(name)]
-        for split, chosen in (("test", rows[:_N_TEST]), ("train", train)):
-            for row in np.sort(chosen):
+    others, test = split_digits()
+    train = {digit: rows[: POOR.get(str(digit))] for digit, rows in others.items()}
+    for split, chosen in (("test", test), ("train", train)):
+        for digit, rows in chosen.items():
+            for row in np.sort(rows):
                 pixels = (digits.images[row] * 255 / 16).round().astype(np.uint8)
-                path = folder / split / name / f"{row:04d}.png"
+                path = folder / split / str(digit) / f"{row:04d}.png"
                 files.write_bytes(path, images.png_bytes(Image.fromarray(pixels)))
 
 

@@ -492,3 +492,14 @@ def test_the_index_of_a_run_is_the_one_it_was_trained_on(data, finished):
     run = RunDirectory(finished.run)
     assert run.index().fingerprint == build_index(data).fingerprint
     assert len(run.modalities().image_ids) == sum(COUNTS.values())
+
+
+@pytest.mark.parametrize("name", ["digits-cpu", "fashion-cpu"])
+def test_recipes_for_small_pictures_fit_as_they_are_but_for_their_length(data, tmp_path, name):
+    quick = ["training.steps=2", "modalities.encoder.steps=2", "training.precision=fp32", "training.threads=1",
+             "training.memory_format=contiguous", "modalities.encoder.precision=fp32",
+             "modalities.encoder.memory_format=contiguous"]  # fmt: skip
+    result = fit(data, tmp_path / "run", name, balance=BALANCE, overrides=quick)
+    tags = {tag for tag, _, _ in scalars_of(result.run)}
+    assert result.steps == {"joint": 2}
+    assert {"joint/generator/spread", "joint/generator/adversarial", "joint/discriminator/adversarial"} <= tags

@@ -1,0 +1,105 @@
+"""The benchmarks' own arithmetic, and that what they recorded can be read."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rebalance.config import load_recipe
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import classifier  # noqa: E402
+import data_sets  # noqa: E402
+import translator  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def points(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)[:, None]
+
+
+def test_coverage_counts_real_points_with_a_made_one_within_their_fifth_neighbour():
+    real = points(0, 1, 2, 3, 4, 5, 100, 101, 102, 103, 104, 105)
+    assert translator.coverage(real, real) == 1
+    assert translator.coverage(real, points(0)) == 0.5
+    assert translator.coverage(real, points(50)) == 0
+    assert translator.coverage(real, points(2, 102)) == 1
+
+
+def test_copies_are_nearer_to_train_than_test_images_are():
+    rng = np.random.default_rng(0)
+    train, test, other = (rng.standard_normal((300, 4)).astype(np.float32) for _ in range(3))
+    median, low = translator.nearest_real_ratios(train, test, other)
+    assert 0.85 < median < 1.15 and 0.7 < low < 1.3
+    median, low = translator.nearest_real_ratios(train, test, train + 1e-3)
+    assert median < 0.01 and low < 0.05
+    assert translator.nearest_real_ratios(train, test, other * 5)[0] > 2
+
+
+def test_source_dependence_of_edges_ignores_brightness():
+    rng = torch.Generator().manual_seed(0)
+    outlines, levels = torch.rand(4, 1, 1, 8, 8, generator=rng), torch.linspace(-1, 1, 4)[None, :, None, None, None]
+    translations = outlines * 0.2 + levels
+    pixels = translator.source_dependence(translations).ratio
+    assert pixels < 0.05
+    assert translator.source_dependence(translator._edges(translations)).ratio > 1e3
+
+
+def test_a_classifier_learns_and_is_read_back(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 200)
+    pixels = rng.integers(0, 60, (200, 16, 16, 1)).astype(np.uint8)
+    pixels[labels == 1, 4:12, 4:12] += 150
+    path = tmp_path / "weights.safetensors"
+    trained = classifier.train_or_load(path, pixels, labels, 30, seed=0)
+    assert (classifier.predict(trained, pixels) == labels).mean() > 0.95
+    again = classifier.train_or_load(path, pixels, labels, 30, seed=0)
+    assert np.array_equal(classifier.predict(again, pixels), classifier.predict(trained, pixels))
+
+
+def test_digits_are_split_without_overlap(tmp_path):
+    data = data_sets.DATA_SETS["digits"]
+    folder = data.prepared(tmp_path / "digits")
+    pixels, labels = data.everything()
+    assert pixels.shape[1:] == (8, 8) and len(pixels) == len(labels) == 1797 - 400
+    assert len(list(folder.glob("test/*/*.png"))) == 400
+    for name, count in data.targets.items():
+        assert len(list((folder / "train" / name).glob("*.png"))) == count
+    everything = {image.tobytes() for image in pixels}
+    test = data_sets.demo.split_digits()[1]
+    assert not {row for rows in test.values() for row in rows} & {
+        row for rows in data_sets.demo.split_digits()[0].values() for row in rows
+    }
+    assert len(everything) > 1300
+
+
+def test_recorded_rows_are_reported(capsys, monkeypatch):
+    rows = translator.read_rows(translator.RESULTS)
+    assert rows and all({"name", "set", "seed", "n", "steps", "classes", "machine"} <= row.keys() for row in rows)
+    monkeypatch.setattr(sys, "argv", ["translator.py", "--report", "--json"])
+    translator.main()
+    shipped = json.loads(capsys.readouterr().out)
+    for row in (shipped, *shipped["other_data_sets"].values()):
+        for figures in row["classes"].values():
+            assert {
+                "agreement_ratio", "source_dependence", "reference_variance", "fd", "floor", "coverage", "nearest_real"
+            } <= figures.keys()  # fmt: skip
+
+
+def test_only_rows_of_the_recipe_as_it_is_count_as_shipped():
+    overrides = ["training.threads=1", "training.precision=fp32", "training.memory_format=contiguous"]
+    machine, other = load_recipe("fashion-cpu", overrides), load_recipe("fashion-cpu", ["training.steps=3"])
+    rows = [
+        {"recipe": "fashion-cpu", "values": translator.recipe_values(recipe), "data_set": "fashion", "name": name}
+        for name, recipe in (("now", machine), ("changed", other))
+    ]
+    assert translator.shipped_rows(rows)["fashion"]["name"] == "now"
+    assert translator.shipped_rows(rows[1:]) == {}
+    assert translator.recipe_values(other)["training.steps"] == 3
+    assert "training.precision" not in translator.recipe_values(machine)
