@@ -324,8 +324,10 @@ def _sources(
         SourcePlan(name, counts[name], round(float(np.linalg.norm(means[name] - means[target])), 4)) for name in rich
     ]
     sources.sort(key=lambda source: source.distance)
-    farthest = sources[0].distance * recipe.plan.max_distance_ratio
-    return tuple(source for source in sources[: recipe.plan.n_sources] if source.distance <= farthest)
+    ratio = recipe.plan.max_distance_ratio
+    if ratio is not None:
+        sources = [source for source in sources if source.distance <= ratio * sources[0].distance]
+    return tuple(sources[: recipe.plan.n_sources])
 
 
 def _modality_counts(index: ImageIndex, targets: tuple[TargetPlan, ...], recipe: Recipe) -> dict[str, int]:

@@ -45,8 +45,8 @@ class PlanOptions(Options):
     """Which classes serve which."""
 
     n_sources: int = option(3, "source classes of a target, the nearest first", at_least=1)
-    max_distance_ratio: float = option(
-        1000.0, "a source is at most this many times as far from the target as the nearest one", at_least=1
+    max_distance_ratio: float | None = option(
+        None, "a source is at most this many times as far from the target as the nearest one; empty: any", at_least=1
     )
     source_ratio: float = option(2.0, "a source has at least this many times the target's images", at_least=1)
     feature_images: int = option(200, "images of a class that its distances are measured on", at_least=2)
