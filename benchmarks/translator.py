@@ -14,7 +14,8 @@ those of the test split, which no fit sees.
     source dependence   variance over sources / variance over references, in pixels, edges and features
     reference variance  variance over references / variance of real test images, in pixels
     fd, floor           squared Fréchet distance to real test images in principal components of the features; and what
-                        two sets of these sizes drawn from one Gaussian would have
+                        two sets of these sizes drawn from one Gaussian would have. The components are those of all
+                        classes that take part, so compare FD of rows with the same sources only
     coverage            share of real test images that have a synthetic image nearer than their fifth real neighbour
     of train            the same figure of the class's real train images, which are few
     nearest real        distance to the nearest train image of the class, median and 5th percentile, as ratios to those
@@ -125,7 +126,7 @@ class Judge:
             reference_variance=over.over_references / test_variance,
             fd=distance.distance,
             floor=distance.floor,
-            fd_train=frechet.compare(small_test, small_train, draws=2, seed=seed).distance,
+            fd_train=frechet.frechet_distance(frechet.moments(small_test), frechet.moments(small_train)),
             coverage=coverage(of_test, of_made),
             coverage_train=coverage(of_test, of_train),
             nearest_real=nearest_real_ratios(of_train, of_test, of_made),
@@ -161,24 +162,20 @@ def nearest_real_ratios(train: np.ndarray, test: np.ndarray, made: np.ndarray) -
     return float(ratios[0]), float(ratios[1])
 
 
-def squares(run: LoadedRun, split: str, class_name: str) -> np.ndarray:
-    """Return a class's real images as the model's squares, (n, H, W, C) uint8."""
-    return np.stack([run.index.square(int(row), run.recipe.data) for row in run.index.rows(split, class_name)])
+def squares(run: LoadedRun, rows: np.ndarray) -> np.ndarray:
+    """Return real images, by their ids, as the model's squares, (n, H, W, C) uint8."""
+    return np.stack([run.index.square(int(row), run.recipe.data) for row in rows])
 
 
 def translations_of(run: LoadedRun, target: str) -> torch.Tensor:
     """Translate 16 sources with 16 references of a target: (16, 16, C, H, W)."""
     model = run.model_of(target)
     known = model.unit.labels(run.modalities)
-
-    def load(ids: np.ndarray) -> torch.Tensor:
-        return images.to_float(torch.from_numpy(np.stack([run.index.square(int(row), run.recipe.data) for row in ids])))
-
     probe = draw_probe(
         run.plan.target(target),
         run.index,
         lambda ids: reference_labels(ids, known, run.modalities),
-        load,
+        lambda ids: images.to_float(torch.from_numpy(squares(run, ids))),
         run.recipe.seed,
     )
     return translate_all(model.method, probe, torch.device("cpu"))
@@ -195,7 +192,7 @@ def make_judge(work: Path, data_set: str, recipe: Recipe, run: LoadedRun) -> Jud
     weights = work / f"classifier-{data_set.partition('-')[0]}-{options.size_px}px.safetensors"
     model = classifier.train_or_load(weights, resized, labels, steps, seed=0)
     extractor = make_extractor(recipe.features, torch.device("cpu"))
-    held_out = np.concatenate([squares(run, "test", name)[:200] for name in run.plan.classes()])
+    held_out = np.concatenate([squares(run, run.index.rows("test", name)[:200]) for name in run.plan.classes()])
     return Judge(extractor, model, frechet.fit_projection(extractor.extract_all(held_out), _DIMENSIONS))
 
 
@@ -232,8 +229,8 @@ def judge_all(run: LoadedRun, judge: Judge, shards: Path, seed: int) -> dict[str
     return {
         target.name: judge.judge(
             target.label,
-            squares(run, "train", target.name),
-            squares(run, "test", target.name),
+            squares(run, run.index.rows("train", target.name)),
+            squares(run, run.index.rows("test", target.name)),
             np.stack(made[target.name]),
             translations_of(run, target.name),
             seed,

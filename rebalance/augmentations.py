@@ -129,6 +129,8 @@ def diff_augment(
 ) -> torch.Tensor:
     """Apply DiffAugment (Zhao et al., 2020), differentiable in `images`, to all that a discriminator sees.
 
+    Unlike there, a shift repeats the border instead of filling it with zeros.
+
     Args:
         images: (B, C, H, W) in [-1, 1].
         policy: any of brightness, contrast, saturation, translation, cutout.

@@ -1,4 +1,4 @@
-"""Losses, pure: tensors in, scalar tensors out."""
+"""Losses, pure: tensors in, scalar tensors out; `spread` gives one value a pair."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ def spread(first: torch.Tensor, second: torch.Tensor, distance: torch.Tensor) ->
         first: (B, C, H, W).
         second: (B, C, H, W).
         distance: (B,) mean absolute difference that each pair should have at least; pairs at 0 count nothing.
+
+    Returns:
+        (B,) the share of the wanted distance that is missing, 0 to 1.
     """
     found = (first - second).abs().mean((1, 2, 3))
     return torch.where(distance > 0, F.relu(1 - found / distance.clamp(min=1e-6)), 0.0)

@@ -42,10 +42,12 @@ class Balagan(Method):
     Deviations from the paper, all off in the `paper-*` recipes: DiffAugment (`diff_augment`), shuffled patches of what
     the reference encoder sees (`reference_patch_shuffle`), a learned code of the class beside the reference's
     (`class_codes`), AdaIN and bilinear interpolation in the decoder's upsampling (`generator.style_in_upsampling`,
-    `generator.upsampling`), a cheaper discriminator (`discriminator.stem_stride`), and a hinge that keeps translations
-    as far apart as their references are (`weights.spread`). As in the released code, and switched off by
-    `adversarial_reconstruction`, the generator's adversarial term averages translation and reconstruction, and feature
-    matching also compares the reconstruction with its source.
+    `generator.upsampling`), a cheaper discriminator (`discriminator.stem_stride`), the class head's term on
+    translations in the generator's phase (`weights.classification_of_translations`), and a hinge that keeps
+    translations as far apart as their references are (`weights.spread`).
+
+    As in the released code, and switched off by `adversarial_reconstruction`, the generator's adversarial term averages
+    translation and reconstruction, and feature matching also compares the reconstruction with its source.
     """
 
     name = "balagan"
