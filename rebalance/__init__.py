@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rebalance.version import __version__
 
 if TYPE_CHECKING:
-    from rebalance.api import inspect, plan
-    from rebalance.shards import generate, load_shards, verify
+    from rebalance.api import inspect, plan, verify
+    from rebalance.shards import generate, load_shards
     from rebalance.training import fit
 
 _HOMES = {
@@ -20,7 +20,7 @@ _HOMES = {
     "plan": "rebalance.api",
     "fit": "rebalance.training",
     "generate": "rebalance.shards",
-    "verify": "rebalance.shards",
+    "verify": "rebalance.api",
     "load_shards": "rebalance.shards",
 }
 

@@ -1,4 +1,4 @@
-"""Public functions that join stations without training anything."""
+"""Public functions that join stations and make nothing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from rebalance.devices import choose_device
 from rebalance.features import make_extractor
 from rebalance.index import Inspection, build_index, carve_validation, inspect_index
 from rebalance.planning import Plan, make_plan
+from rebalance.shards import Verification
+from rebalance.shards import verify as verify_shards
+from rebalance.training import RunDirectory, RunVerification, verify_run
 from rebalance.training.estimate import with_estimate
 
 
@@ -24,6 +27,23 @@ def inspect(data: str | Path, *, progress: bool = False) -> Inspection:
         InputError: the path has none of these forms.
     """
     return inspect_index(build_index(Path(data), progress=progress))
+
+
+def verify(path: str | Path, *, progress: bool = False) -> Verification | RunVerification:
+    """Hold every file of a run or of an output against the hash that was written with it.
+
+    Args:
+        path: a run directory, or a folder made by `generate`.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        InputError: neither.
+        DamagedError: a run's hashes themselves are damaged.
+    """
+    path = Path(path)
+    if RunDirectory(path).recipe_path.exists() or RunDirectory(path).hashes_path.exists():
+        return verify_run(path)
+    return verify_shards(path, progress)
 
 
 def plan(

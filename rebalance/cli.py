@@ -144,13 +144,13 @@ def generate(run: Path, as_json: bool, quiet: bool, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("path", type=click.Path(path_type=Path))
 @_options(_json, _quiet)
-def verify(out: Path, as_json: bool, quiet: bool) -> None:
-    """Check every shard in OUT against its marker and the manifest."""
-    from rebalance import reporting, shards
+def verify(path: Path, as_json: bool, quiet: bool) -> None:
+    """Check every file of PATH, a run or an output of generate, against the hash written with it."""
+    from rebalance import api, reporting
 
-    result = shards.verify(out, progress=not quiet)
+    result = api.verify(path, progress=not quiet)
     _emit(result, reporting.verification_text(result), as_json)
     sys.exit(result.exit_code)
 

@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ from rebalance.errors import DamagedError, InputError, RebalanceError, RefusedEr
 
 _TEMPORARY_SUFFIX = ".partial"
 _TOKEN = os.urandom(4).hex()
+_SEAL = "seal"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with what this package wrote: which file, and what."""
+
+    file: str
+    what: str
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -105,7 +115,11 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` as indented JSON with sorted keys, atomically."""
-    write_text(path, json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, _json_text(value))
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -118,8 +132,27 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DamagedError(f"{path} is missing") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DamagedError(f"{path} is damaged: {error}") from error
+
+
+def write_sealed_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` as `write_json` does, with the hash of the rest as its member "seal"."""
+    write_json(path, {**value, _SEAL: sha256_bytes(canonical_json(value).encode())})
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """Read a file of `write_sealed_json` without its seal.
+
+    Raises:
+        DamagedError: the file is missing, or any byte of it is not the one that was written.
+    """
+    value = read_json(path)
+    rest = {key: item for key, item in value.items() if key != _SEAL} if isinstance(value, dict) else {}
+    sealed = {**rest, _SEAL: sha256_bytes(canonical_json(rest).encode())}
+    if value != sealed or Path(path).read_bytes() != _json_text(sealed).encode():
+        raise DamagedError(f"{path} is damaged: it is not as it was written")
+    return rest
 
 
 @contextlib.contextmanager

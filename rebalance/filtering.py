@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rebalance import files, frechet
-from rebalance.errors import InputError
+from rebalance.errors import DamagedError, InputError
 from rebalance.features import FeatureExtractor
 from rebalance.generation import LoadedRun, Made, Slot, Synthesizer, batches_by_model, candidate_stream
+
+logger = logging.getLogger(__name__)
 
 LOW_CONFIDENCE = "low_confidence"
 
@@ -165,8 +169,8 @@ def calibrate(
         ).encode()
     )
     path = run.directory.calibration_path / f"{key[:16]}.json"
-    if path.is_file():
-        stored = files.read_json(path)
+    stored = _stored(path)
+    if stored:
         return {name: ClassCalibration.from_json(values) for name, values in stored["classes"].items()}
     projection = _projection(run, extractor)
     found = {
@@ -174,8 +178,19 @@ def calibrate(
         for target in targets
     }
     values = {name: calibration.to_json() for name, calibration in found.items()}
-    files.write_json(path, {"key": key, "features": extractor.name, "seed": seed, "classes": values})
+    files.write_sealed_json(path, {"key": key, "features": extractor.name, "seed": seed, "classes": values})
     return found
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """Return an earlier calibration, empty when there is none; a damaged one is measured again."""
+    if not path.is_file():
+        return {}
+    try:
+        return files.read_sealed_json(path)
+    except DamagedError as error:
+        logger.warning("%s It is measured again.", error)
+        return {}
 
 
 def _projection(run: LoadedRun, extractor: FeatureExtractor) -> frechet.Projection:

@@ -206,7 +206,7 @@ def load_run(run: RunDirectory, data: str | None, device: torch.device) -> Loade
         index = index.moved_to((place.parent if place.is_file() else place).absolute())
     if not index.root.is_dir():
         raise InputError(f"the data set of this run is not at {index.root}", remedy="Name where it is now with --data")
-    if not run.modalities_path.is_file():
+    if not run.has_modalities():
         raise InputError(f"the run {run.path} is not finished", remedy="Run the same `rebalance fit` command again")
     modalities, models = run.modalities(), []
     for unit in units_of(plan, index, recipe):

@@ -18,7 +18,7 @@ from rebalance.index import Inspection
 from rebalance.planning import Plan
 from rebalance.shards import GenerationResult, Verification
 from rebalance.shards.manifest import MANIFEST
-from rebalance.training import FitResult, RunDirectory
+from rebalance.training import FitResult, RunDirectory, RunVerification
 
 _BAR_WIDTH = 30
 _LISTED = 10
@@ -159,9 +159,12 @@ def generation_text(result: GenerationResult) -> str:
     return "\n".join(lines)
 
 
-def verification_text(verification: Verification) -> str:
+def verification_text(verification: Verification | RunVerification) -> str:
     """Return what was checked, and every problem."""
-    lines = [f"{verification.shards} shards, {verification.images} images checked"]
+    if isinstance(verification, RunVerification):
+        lines = [f"{model}: checkpoints of steps {steps}" for model, steps in verification.checkpoints.items()]
+    else:
+        lines = [f"{verification.shards} shards, {verification.images} images checked"]
     lines += [f"{problem.file}: {problem.what}" for problem in verification.problems]
     lines.append("damaged or incomplete" if verification.problems else "all is well")
     return "\n".join(lines)
@@ -177,7 +180,7 @@ class ShardImage:
 
 def read_synthetic(out: Path) -> Iterator[ShardImage]:
     """Yield the synthetic images of a complete output."""
-    for shard in files.read_json(out / MANIFEST)["shards"]:
+    for shard in files.read_sealed_json(out / MANIFEST)["shards"]:
         if not shard["shard"].startswith("synthetic"):
             continue
         with tarfile.open(out / shard["shard"], "r:") as archive:

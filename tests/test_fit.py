@@ -1,7 +1,6 @@
 """`fit` from a folder to a run: what it leaves, resuming, refusing, kills."""
 
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -16,13 +15,15 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from toys import scalars_of, tiny_recipe, write_classes
+from toys import TINY_BALAGAN, tiny_recipe, write_classes
 
 from rebalance import files
 from rebalance.config import Recipe, dump_recipe
-from rebalance.errors import DamagedError, InputError, RefusedError
+from rebalance.errors import DamagedError, DivergedError, InputError, RefusedError
 from rebalance.index import build_index
+from rebalance.methods.balagan import Balagan
 from rebalance.training import FitResult, RunDirectory, fit, load_method, train, units_of
+from rebalance.training.logs import read_scalars
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -98,7 +99,7 @@ def test_a_run_directory_holds_what_the_design_lists(finished):
     assert names(run.path / "checkpoints" / "joint") == ["step-00000002", "step-00000004"]
     assert names(run.path / "previews" / "joint") == ["step-0000002.png", "step-0000004.png"]
     assert names(run.path / "previews") == ["joint", "modalities.png"]
-    found = {(tag, step) for tag, step, _ in scalars_of(run.path / "logs")}
+    found = {(tag, step) for tag, step, _ in read_scalars(run.path / "logs")}
     assert {("joint/source_dependence/poor", 4), ("joint/generator/reconstruction", 2)} <= found
     assert not list(run.path.rglob("*.partial"))
     assert finished.to_json()["plan"]["targets"][0]["n_synthetic"] == 5
@@ -125,7 +126,7 @@ def test_equal_requests_give_equal_runs_and_other_seeds_other_runs(data, finishe
         newest(run) / "weights.safetensors" for run in (finished.run, tmp_path / "same", tmp_path / "other")
     )
     assert one.read_bytes() == same.read_bytes() != other.read_bytes()
-    assert scalars_of(finished.run) == scalars_of(tmp_path / "same")
+    assert read_scalars(finished.run) == read_scalars(tmp_path / "same")
 
 
 def test_contrastive_modalities_split_the_sources(data, tmp_path):
@@ -139,7 +140,7 @@ def test_contrastive_modalities_split_the_sources(data, tmp_path):
         assert numbers.count(0) >= numbers.count(1) > 0 and len(numbers) == COUNTS[name]
     assert newest(tmp_path / "run", "encoder").name == "step-00000006"
     assert weights(tmp_path / "run")["discriminator/class_head.weight"].shape[0] == 6
-    assert any(tag == "encoder/encoder/nt_xent" for tag, _, _ in scalars_of(tmp_path / "run"))
+    assert any(tag == "encoder/encoder/nt_xent" for tag, _, _ in read_scalars(tmp_path / "run"))
 
 
 def test_per_class_gives_every_target_its_own_model(data, tmp_path):
@@ -308,7 +309,7 @@ def test_overwrite_starts_again(data, own_run, tmp_path):
     assert RunDirectory(own_run).recipe() == other and RunDirectory(own_run).plan().balance == '{"poor": 6}'
     assert names(own_run / "checkpoints") == ["joint"] and names(own_run / "checkpoints" / "joint") == ["step-00000002"]
     assert names(own_run / "previews" / "joint") == ["step-0000002.png"]
-    assert {step for _, step, _ in scalars_of(own_run)} == {2}
+    assert {step for _, step, _ in read_scalars(own_run)} == {2}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -457,24 +458,10 @@ def assert_same_run(run: Path, undisturbed: Path) -> None:
         for name in ("weights.safetensors", "optimizer.safetensors"):
             assert (newest(run, unit) / name).read_bytes() == (newest(undisturbed, unit) / name).read_bytes(), unit
     assert modality_rows(run) == modality_rows(undisturbed)
-    found = scalars_of(run)
-    assert found == scalars_of(undisturbed)
+    found = read_scalars(run)
+    assert found == read_scalars(undisturbed)
     assert len({(tag, step) for tag, step, _ in found}) == len(found)
     assert not list(run.rglob("*.partial"))
-
-
-def test_killed_three_times_and_resumed_equals_undisturbed(data, long_recipe, undisturbed, tmp_path):
-    run, rng = tmp_path / "run", random.Random(0)
-    for unit, least in (("encoder", rng.randrange(4, 12)), ("joint", rng.randrange(4, 12)), ("joint", 16)):
-
-        def reached(unit=unit, least=least) -> bool:
-            return step_of(run, unit) >= least and not time.sleep(rng.random() * 0.05)
-
-        assert stop_when(start_fit(data, run, long_recipe), reached, signal.SIGKILL) == -signal.SIGKILL
-    assert 0 < step_of(run, "joint") < LONG["steps"], "the kills came too late to test anything"
-    result = fit(data, run, long_recipe, balance=BALANCE)
-    assert result.resumed and result.steps == {"joint": LONG["steps"]}
-    assert_same_run(run, undisturbed)
 
 
 def test_sigterm_exits_130_and_the_same_command_resumes(data, long_recipe, undisturbed, tmp_path):
@@ -500,6 +487,31 @@ def test_recipes_for_small_pictures_fit_as_they_are_but_for_their_length(data, t
              "training.memory_format=contiguous", "modalities.encoder.precision=fp32",
              "modalities.encoder.memory_format=contiguous"]  # fmt: skip
     result = fit(data, tmp_path / "run", name, balance=BALANCE, overrides=quick)
-    tags = {tag for tag, _, _ in scalars_of(result.run)}
+    tags = {tag for tag, _, _ in read_scalars(result.run)}
     assert result.steps == {"joint": 2}
     assert {"joint/generator/spread", "joint/generator/adversarial", "joint/discriminator/adversarial"} <= tags
+
+
+@pytest.mark.parametrize("lr", [1e3, 1e30])
+def test_an_absurd_learning_rate_ends_with_a_message_or_finite_weights(data, tmp_path, lr):
+    recipe = tiny_recipe(balagan={**TINY_BALAGAN, "lr_generator": lr, "lr_discriminator": lr}, training={"steps": 12})
+    try:
+        fit(data, tmp_path / "run", recipe, balance=BALANCE)
+    except DivergedError as error:
+        assert "lower learning rate" in str(error)
+    for checkpoint in (tmp_path / "run" / "checkpoints" / "joint").glob("step-*"):
+        assert all(tensor.isfinite().all() for tensor in load_file(checkpoint / "weights.safetensors").values())
+
+
+def test_a_collapsed_generator_is_reported(data, tmp_path, monkeypatch, caplog):
+    def constant(self, sources, codes):
+        return torch.zeros_like(sources)
+
+    monkeypatch.setattr(Balagan, "synthesize", constant)
+    result = fit(data, tmp_path / "run", tiny_recipe(), balance=BALANCE)
+    assert result.scalars["joint"]["variance_share/rare"] == 0
+    assert all(f"target '{name}': the generator has collapsed" in caplog.text for name in BALANCE)
+    caplog.clear()
+    monkeypatch.setattr(Balagan, "synthesize", lambda self, sources, codes: sources)
+    fit(data, tmp_path / "copies", tiny_recipe(), balance=BALANCE)
+    assert "collapsed" not in caplog.text

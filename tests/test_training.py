@@ -20,7 +20,6 @@ from toys import (
     ToyBatch,
     ToyTrainable,
     same_tensors,
-    scalars_of,
     tiny_recipe,
     toy_batches,
     weights_of,
@@ -36,7 +35,7 @@ from rebalance.training import LoopOptions, Trainer, train
 from rebalance.training.checkpoints import CheckpointFolder
 from rebalance.training.data import ClassPool, EncoderBatches, ImageStore, PairBatches, build_store, prefetched
 from rebalance.training.ema import MovingAverage
-from rebalance.training.logs import TrainingLog
+from rebalance.training.logs import TrainingLog, read_scalars
 from rebalance.training.loop import Observation
 from rebalance.training.precision import choose
 from rebalance.training.previews import PROBES, Probe, TranslationObserver, source_dependence, translate_all
@@ -214,10 +213,14 @@ def test_a_mapped_store_equals_one_in_memory(tmp_path):
     assert isinstance(mapped.pixels, np.memmap) and not isinstance(in_memory.pixels, np.memmap)
     assert np.array_equal(mapped.pixels, in_memory.pixels) and np.array_equal(mapped.image_ids, ids)
     assert torch.equal(mapped.tensor(np.array([4, 0])), in_memory.tensor(np.array([4, 0])))
-    (file,) = (tmp_path / "cache").iterdir()
+    (file,) = (tmp_path / "cache").glob("*.npy")
     written = file.stat().st_mtime_ns
     again = build_store(index, ids, small, tmp_path / "cache")
     assert file.stat().st_mtime_ns == written and np.array_equal(again.pixels, in_memory.pixels)
+    for damaged in (file, file.with_suffix(".json")):
+        damaged.write_bytes(damaged.read_bytes()[:-3] + b"no!")
+        again = build_store(index, ids, small, tmp_path / "cache")
+        assert np.array_equal(again.pixels, in_memory.pixels)
     other = build_store(index, ids[1:], small, tmp_path / "cache")
     assert np.array_equal(other.pixels, in_memory.pixels[1:])
     assert in_memory.positions(np.array([7, 0])).tolist() == [3, 0]
@@ -386,12 +389,12 @@ def test_only_damaged_checkpoints_are_an_error(tmp_path, how):
     folder, log = CheckpointFolder(tmp_path / "checkpoints"), TrainingLog(tmp_path / "logs", tmp_path / "previews")
     for path in folder.paths():
         damage(path, how)
-    before = scalars_of(tmp_path / "logs")
+    before = read_scalars(tmp_path / "logs")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(DamagedError, match="overwrite"):
             folder.restore(toy_trainer().state(0), log)
-    assert scalars_of(tmp_path / "logs") == before, "nothing is thrown away"
+    assert read_scalars(tmp_path / "logs") == before, "nothing is thrown away"
 
 
 def test_half_written_checkpoints_do_not_count(tmp_path):
@@ -429,8 +432,8 @@ def test_interrupted_and_resumed_training_equals_undisturbed(tmp_path, optimizer
     resumed = toy_trainer(**options)
     resumed_log = run_toy(tmp_path / "killed", resumed)
     assert same_tensors(everything(undisturbed), everything(resumed))
-    found = scalars_of(tmp_path / "killed")
-    assert found == scalars_of(tmp_path / "whole")
+    found = read_scalars(tmp_path / "killed")
+    assert found == read_scalars(tmp_path / "whole")
     assert len({(tag, step) for tag, step, _ in found}) == len(found)
     assert {tag for tag, _, _ in found} == {
         "logs/first/error", "logs/first/total", "logs/second/error", "logs/second/total", "logs/look/sum"
@@ -533,7 +536,7 @@ def test_a_signal_saves_and_stops_and_the_same_call_resumes(tmp_path, number):
     resumed = toy_trainer(**options)
     run_toy(tmp_path / "run", resumed)
     assert same_tensors(everything(resumed), everything(undisturbed))
-    assert scalars_of(tmp_path / "run") == scalars_of(tmp_path / "whole")
+    assert read_scalars(tmp_path / "run") == read_scalars(tmp_path / "whole")
 
 
 class Signalling(ToyTrainable):

@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-from tensorboard.util.tensor_util import make_ndarray
 from torch import nn
 
 from rebalance.config import Recipe
@@ -53,17 +51,6 @@ def write_classes(root: Path, counts: Mapping[str, int], side: int = 8, seed: in
             pixels[:, : side // 2] += 60 * (number % 2)
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{number:03d}.png")
     return root
-
-
-def scalars_of(folder: Path) -> list[tuple[str, int, float]]:
-    """Every (tag, step, value) in a folder's TensorBoard files as they stand, duplicates included, sorted."""
-    found = []
-    for path in sorted(folder.rglob("events.*")):
-        for event in EventFileLoader(str(path)).Load():
-            for value in event.summary.value:
-                if value.metadata.plugin_data.plugin_name == "scalars":
-                    found.append((f"{path.parent.name}/{value.tag}", event.step, float(make_ndarray(value.tensor))))
-    return sorted(found)
 
 
 def weights_of(networks: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:

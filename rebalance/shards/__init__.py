@@ -3,12 +3,11 @@
 from rebalance.shards.generate import GenerationResult, generate
 from rebalance.shards.load import load_shards
 from rebalance.shards.request import GenerationRequest
-from rebalance.shards.verify import Problem, Verification, verify
+from rebalance.shards.verify import Verification, verify
 
 __all__ = [
     "GenerationRequest",
     "GenerationResult",
-    "Problem",
     "Verification",
     "generate",
     "load_shards",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,12 +22,13 @@ from rebalance.filtering import ClassCalibration, Gates, Threshold, calibrate, c
 from rebalance.generation import LoadedRun, Synthesizer, load_run
 from rebalance.planning import Plan, cap, resolve_balance
 from rebalance.shards.make import ShardMaker, ShardName
-from rebalance.shards.manifest import read_marker, write_manifest
+from rebalance.shards.manifest import REQUEST, read_marker, write_manifest
 from rebalance.shards.request import REAL, GenerationRequest, make_request
 from rebalance.shards.workers import Job, make_here, make_in_processes, torch_threads
 from rebalance.training import RunDirectory
 
-REQUEST = "generation.json"
+logger = logging.getLogger(__name__)
+
 FORMATS = ("jpg", "png", "webp")
 
 
@@ -212,20 +214,19 @@ def _chosen(maker: ShardMaker, shards: tuple[int, int] | None) -> list[ShardName
 
 def _claim(out: Path, request: GenerationRequest, overwrite: bool) -> None:
     """Make `out` this request's, or refuse."""
-    path = out / REQUEST
     if overwrite:
         _clear(out)
-    if path.is_file():
-        begun = files.read_json(path)["request"]
-        changes = changed_keys(begun, request.to_json())
-        if changes:
-            raise RefusedError(
-                f"{out} holds shards of another request: {'; '.join(changes[:8])}",
-                remedy="Choose another --out, give the same request, or start again with --overwrite",
-            )
+    begun = _begun(out, request)
+    changes = changed_keys(begun, request.to_json()) if begun else []
+    if changes:
+        raise RefusedError(
+            f"{out} holds shards of another request: {'; '.join(changes[:8])}",
+            remedy="Choose another --out, give the same request, or start again with --overwrite",
+        )
+    if begun:
         return
     foreign = [item.name for item in out.iterdir() if not item.name.startswith(".")]
-    if foreign and path.is_file():
+    if foreign and (out / REQUEST).is_file():
         _claim(out, request, overwrite=False)  # another range has begun it meanwhile
         return
     if foreign:
@@ -233,7 +234,36 @@ def _claim(out: Path, request: GenerationRequest, overwrite: bool) -> None:
             f"{out} is not empty and holds no shards of this tool: {', '.join(sorted(foreign)[:5])}",
             remedy="Choose an empty --out",
         )
-    files.write_json(path, {"fingerprint": request.fingerprint, "request": request.to_json()})
+    _write_request(out, request)
+
+
+def _begun(out: Path, request: GenerationRequest) -> dict[str, Any]:
+    """Return the request that `out` was begun with, empty when it was not; mend its file where shards tell it."""
+    path = out / REQUEST
+    try:
+        return files.read_sealed_json(path)["request"]
+    except DamagedError as error:
+        if _holds_shards_of(out, request):
+            logger.warning("%s It is written again, because the shards beside it are of this request.", error)
+            _write_request(out, request)
+            return request.to_json()
+        if path.is_file():
+            raise DamagedError(str(error), remedy="Start again with --overwrite") from error
+        return {}
+
+
+def _write_request(out: Path, request: GenerationRequest) -> None:
+    files.write_sealed_json(out / REQUEST, {"fingerprint": request.fingerprint, "request": request.to_json()})
+
+
+def _holds_shards_of(out: Path, request: GenerationRequest) -> bool:
+    for path in out.glob("*-*.json"):
+        try:
+            if files.read_sealed_json(path).get("fingerprint") == request.fingerprint:
+                return True
+        except DamagedError:
+            continue
+    return False
 
 
 def _clear(out: Path) -> None:
@@ -248,14 +278,19 @@ def _clear(out: Path) -> None:
 
 
 def _is_done(out: Path, name: ShardName, request: GenerationRequest) -> bool:
+    """Whether a shard is there and whole; says so when one that was finished is not."""
+    if not (out / name.marker).is_file():
+        return False
     try:
         marker = read_marker(out, name)
-    except DamagedError:
+    except DamagedError as error:
+        logger.warning("%s It is made again.", error)
         return False
     tar = out / name.tar
-    if marker["fingerprint"] != request.fingerprint or not tar.is_file() or tar.stat().st_size != marker["bytes"]:
+    if not tar.is_file() or files.sha256_file(tar) != marker["sha256"]:
+        logger.warning("%s is missing or damaged; it is made again", tar)
         return False
-    return files.sha256_file(tar) == marker["sha256"]
+    return marker["fingerprint"] == request.fingerprint
 
 
 def _make_all(maker: ShardMaker, job: Job, missing: Sequence[ShardName], workers: int, progress: bool) -> None:

@@ -107,7 +107,7 @@ def load_shards(
             value=str(out),
             remedy="Run the same `rebalance generate` again",
         )
-    manifest = files.read_json(out / MANIFEST)
+    manifest = files.read_sealed_json(out / MANIFEST)
     tars = [out / shard["shard"] for shard in manifest["shards"]]
     missing = [tar.name for tar in tars if not tar.is_file()]
     if missing:

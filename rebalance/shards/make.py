@@ -105,7 +105,7 @@ class ShardMaker:
             contents = self._real(name, pool, count) if name.kind == REAL else self._synthetic(name, pool, count)
         tar = _tar_bytes(contents.samples)
         files.write_bytes(self.out / name.tar, tar)
-        files.write_json(self.out / name.marker, self._marker(name, contents, tar))
+        files.write_sealed_json(self.out / name.marker, self._marker(name, contents, tar))
 
     def _marker(self, name: ShardName, contents: ShardContents, tar: bytes) -> dict[str, Any]:
         counts = Counter(sample["json"]["class"] for sample in contents.samples)

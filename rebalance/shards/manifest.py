@@ -16,6 +16,7 @@ from rebalance.shards.request import REAL, GenerationRequest
 from rebalance.version import __version__
 
 MANIFEST = "manifest.json"
+REQUEST = "generation.json"
 _MARKER_FIELDS = {"shard", "fingerprint", "images", "counts", "rejects", "shortfall", "bytes", "sha256"}
 
 
@@ -25,9 +26,9 @@ def read_marker(out: Path, name: ShardName) -> dict[str, Any]:
     Raises:
         DamagedError: missing or damaged.
     """
-    marker = files.read_json(out / name.marker)
-    if not isinstance(marker, dict) or marker.keys() != _MARKER_FIELDS:
-        raise DamagedError(f"{out / name.marker} is damaged")
+    marker = files.read_sealed_json(out / name.marker)
+    if marker.keys() != _MARKER_FIELDS:
+        raise DamagedError(f"{out / name.marker} is of another version")
     return marker
 
 
@@ -44,7 +45,8 @@ def write_manifest(
     files.write_json(out / "_info.json", _timm_info(markers))
     manifest = _manifest(run, request, calibrations, markers)
     files.write_text(out / "README.md", _card(manifest))
-    files.write_json(out / MANIFEST, manifest)
+    beside = {name: files.sha256_file(out / name) for name in ("README.md", "_info.json", "index.json", REQUEST)}
+    files.write_sealed_json(out / MANIFEST, {**manifest, "files": beside})
 
 
 def _manifest(
@@ -90,10 +92,16 @@ def _timm_info(markers: Mapping[ShardName, dict[str, Any]]) -> dict[str, Any]:
     return {"splits": {"train": train}}
 
 
+def _cell(text: str) -> str:
+    """A class name for a Markdown table."""
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    return printable.replace("|", r"\|")
+
+
 def _card(manifest: Mapping[str, Any]) -> str:
     """The dataset card, with the front matter that the Hugging Face hub reads."""
     rows = "\n".join(
-        f"| {row['label']} | {row['class'].replace('|', chr(92) + '|')} | {row['synthetic']} | {row['real']} |"
+        f"| {row['label']} | {_cell(row['class'])} | {row['synthetic']} | {row['real']} |"
         for row in manifest["classes"]
     )
     return f"""---

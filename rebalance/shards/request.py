@@ -35,7 +35,7 @@ class GenerationRequest:
         seed: the seed.
         include_real: whether the real train images come along.
         generation: the recipe's generation section, the number of threads among it.
-        device: "cpu" or "cuda", with the processor's architecture.
+        device: "cpu" with its architecture and vector instructions, or "cuda" with the GPU's name.
         libraries: versions that floating-point results and encoded bytes depend on.
     """
 
@@ -91,7 +91,7 @@ def make_request(
         seed=seed,
         include_real=include_real,
         generation=asdict(run.recipe.generation),
-        device=f"{device.type} {platform.machine()}",
+        device=_device_kind(device),
         libraries={
             "torch": torch.__version__,
             "numpy": np.__version__,
@@ -99,3 +99,9 @@ def make_request(
             "encoder": images.encoder_version(file_format),
         },
     )
+
+
+def _device_kind(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda {torch.cuda.get_device_name(device)}"
+    return f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

@@ -15,9 +15,8 @@ from tqdm import tqdm
 
 from rebalance import files
 from rebalance.errors import DamagedError, InputError
-from rebalance.shards.generate import REQUEST
 from rebalance.shards.make import ShardName
-from rebalance.shards.manifest import MANIFEST, read_marker
+from rebalance.shards.manifest import MANIFEST, REQUEST, read_marker
 
 FIELDS = {
     "class": str, "label": int, "synthetic": bool, "method": str, "run": str, "source": str, "source_class": str,
@@ -26,14 +25,6 @@ FIELDS = {
 """Fields of a sample's JSON and their types."""
 
 _KEY = re.compile(r"\d{5,}-\d{9,}")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong with an output: which file, and what."""
-
-    file: str
-    what: str
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,7 @@ class Verification:
     shards: int
     images: int
     counts: dict[str, int]
-    problems: tuple[Problem, ...]
+    problems: tuple[files.Problem, ...]
 
     @property
     def exit_code(self) -> int:
@@ -75,7 +66,7 @@ def verify(out: str | Path, progress: bool = False) -> Verification:
     out = files.existing_directory(Path(out), "OUT")
     if not (out / REQUEST).is_file() and not (out / MANIFEST).is_file():
         raise InputError("OUT holds no shards of this tool", value=str(out), allowed="a folder made by `generate`")
-    problems: list[Problem] = []
+    problems: list[files.Problem] = []
     counts: Counter[str] = Counter()
     keys: set[str] = set()
     manifest = _manifest(out, problems)
@@ -88,43 +79,40 @@ def verify(out: str | Path, progress: bool = False) -> Verification:
             if name.tar in rows:
                 _check_listed(read_marker(out, name), rows[name.tar], manifest["fingerprint"], problems)
         except DamagedError as error:
-            problems.append(Problem(name.tar, str(error)))
+            problems.append(files.Problem(name.tar, str(error)))
     _check_totals(out, manifest, counts, problems)
     return Verification(len(names), counts.total(), dict(sorted(counts.items())), tuple(problems))
 
 
-def _manifest(out: Path, problems: list[Problem]) -> dict[str, Any]:
+def _manifest(out: Path, problems: list[files.Problem]) -> dict[str, Any]:
     """The manifest; empty when it is missing or damaged."""
     try:
-        manifest = files.read_json(out / MANIFEST)
-        if not {"fingerprint", "shards", "classes"} <= manifest.keys():
-            raise DamagedError("fields are missing")
-        return manifest
-    except (DamagedError, AttributeError) as error:
-        problems.append(Problem(MANIFEST, f"missing or damaged: {error} Run the same `rebalance generate` again."))
+        return files.read_sealed_json(out / MANIFEST)
+    except DamagedError as error:
+        problems.append(files.Problem(MANIFEST, f"{error} Run the same `rebalance generate` again."))
         return {}
 
 
-def _check_listed(marker: dict[str, Any], row: dict[str, Any], fingerprint: str, problems: list[Problem]) -> None:
+def _check_listed(marker: dict[str, Any], row: dict[str, Any], fingerprint: str, problems: list[files.Problem]) -> None:
     """Hold a shard's marker against its line of the manifest."""
     if any(row[field] != marker[field] for field in ("images", "bytes", "sha256")):
-        problems.append(Problem(marker["shard"], "its marker and the manifest disagree"))
+        problems.append(files.Problem(marker["shard"], "its marker and the manifest disagree"))
     if marker["fingerprint"] != fingerprint:
-        problems.append(Problem(marker["shard"], "belongs to another fingerprint than the manifest"))
+        problems.append(files.Problem(marker["shard"], "belongs to another fingerprint than the manifest"))
 
 
-def _names(out: Path, rows: dict[str, dict[str, Any]], problems: list[Problem]) -> list[ShardName]:
+def _names(out: Path, rows: dict[str, dict[str, Any]], problems: list[files.Problem]) -> list[ShardName]:
     """All shards that are there or should be, by manifest, markers and tar files."""
     listed = {Path(tar).stem for tar in rows}
     present = {path.stem for pattern in ("*.tar", "*.json") for path in out.glob(pattern)}
     stems = sorted(stem for stem in listed | present if re.fullmatch(r"(synthetic|real)-\d{6,}", stem))
     for stem in stems:
         if listed and stem not in listed:
-            problems.append(Problem(f"{stem}.tar", "not in the manifest"))
+            problems.append(files.Problem(f"{stem}.tar", "not in the manifest"))
     return [ShardName(stem.partition("-")[0], int(stem.partition("-")[2])) for stem in stems]
 
 
-def _check_shard(out: Path, name: ShardName, keys: set[str], problems: list[Problem]) -> Counter[str]:
+def _check_shard(out: Path, name: ShardName, keys: set[str], problems: list[files.Problem]) -> Counter[str]:
     marker, path = read_marker(out, name), out / name.tar
     if not path.is_file():
         raise DamagedError(f"{name.tar} is missing")
@@ -141,13 +129,13 @@ def _check_shard(out: Path, name: ShardName, keys: set[str], problems: list[Prob
                 wrong = "key occurs twice"
             keys.add(key)
             if wrong:
-                problems.append(Problem(name.tar, f"sample {key}: {wrong}"))
+                problems.append(files.Problem(name.tar, f"sample {key}: {wrong}"))
             else:
                 counts[json.loads(parts["json"])["class"]] += 1
     except (tarfile.TarError, OSError) as error:
         raise DamagedError(f"{name.tar} cannot be read: {error}") from error
     if dict(counts) != marker["counts"] or counts.total() != marker["images"]:
-        problems.append(Problem(name.tar, f"holds {dict(counts)}, its marker says {marker['counts']}"))
+        problems.append(files.Problem(name.tar, f"holds {dict(counts)}, its marker says {marker['counts']}"))
     return counts
 
 
@@ -188,13 +176,18 @@ def _check_sample(key: str, parts: dict[str, bytes], fingerprint: str) -> str:
     return ""
 
 
-def _check_totals(out: Path, manifest: dict[str, Any], counts: Counter[str], problems: list[Problem]) -> None:
+def _check_totals(out: Path, manifest: dict[str, Any], counts: Counter[str], problems: list[files.Problem]) -> None:
+    """Hold counts and the files beside the shards against the manifest."""
     if not manifest:
         return
     expected = {row["class"]: row["synthetic"] + row["real"] for row in manifest["classes"]}
     for name, number in expected.items():
         if counts[name] != number:
-            problems.append(Problem(MANIFEST, f"says {number} images of {name!r}, the shards hold {counts[name]}"))
-    for name in ("index.json", "_info.json", "README.md"):
+            problems.append(
+                files.Problem(MANIFEST, f"says {number} images of {name!r}, the shards hold {counts[name]}")
+            )
+    for name, sha256 in manifest["files"].items():
         if not (out / name).is_file():
-            problems.append(Problem(name, "missing"))
+            problems.append(files.Problem(name, "missing"))
+        elif files.sha256_file(out / name) != sha256:
+            problems.append(files.Problem(name, "damaged: its hash is not the manifest's"))

@@ -76,7 +76,8 @@ def make_in_processes(
     done = context.Value("q", 0)
     executor = ProcessPoolExecutor(workers, context, _start_worker, (job, threads, done, os.getpid()))
     try:
-        waiting, counted = {executor.submit(_make, name) for name in names}, 0
+        with _interrupts_held():
+            waiting, counted = {executor.submit(_make, name) for name in names}, 0
         while waiting:
             finished, waiting = wait(waiting, _POLL_SECONDS, FIRST_COMPLETED)
             for future in finished:
@@ -93,6 +94,16 @@ def make_in_processes(
         raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold SIGINT back, which processes started meanwhile inherit: a worker that still imports has no handler yet."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _worker: dict[str, Any] = {}

@@ -3,11 +3,13 @@
 from rebalance.training.fit import FitResult, fit, load_method, reference_labels
 from rebalance.training.loop import LoopOptions, Trainer, train
 from rebalance.training.run import RunDirectory, Unit, units_of
+from rebalance.training.verify import RunVerification, verify_run
 
 __all__ = [
     "FitResult",
     "LoopOptions",
     "RunDirectory",
+    "RunVerification",
     "Trainer",
     "Unit",
     "fit",
@@ -15,4 +17,5 @@ __all__ = [
     "reference_labels",
     "train",
     "units_of",
+    "verify_run",
 ]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from rebalance import files
@@ -43,23 +43,27 @@ class CheckpointFolder:
         found = self.folder.glob("step-*") if self.folder.is_dir() else ()
         return sorted(path for path in found if re.fullmatch(r"step-\d+", path.name))
 
+    def steps(self) -> tuple[int, ...]:
+        """Return the steps of the checkpoints, ascending."""
+        return tuple(int(path.name.removeprefix("step-")) for path in self.paths())
+
     def last_step(self) -> int:
         """Return the step of the newest checkpoint, 0 without any."""
-        paths = self.paths()
-        return int(paths[-1].name.removeprefix("step-")) if paths else 0
+        return max(self.steps(), default=0)
 
     def save(self, state: TrainerState, log: TrainingLog) -> None:
         """Write a checkpoint in one piece and drop all but the last two."""
         path = self.folder / f"step-{state.step:08d}"
         if path.exists():
             return
-        sizes = log.mark()
+        logs = log.mark()
         with files.atomic_directory(path) as temporary:
-            save_file(_weights(state), temporary / _FILES[0])
-            save_file(_optimizer_tensors(state.optimizers), temporary / _FILES[1])
+            # Through Python, whose errors name a full disk as such.
+            (temporary / _FILES[0]).write_bytes(save(_weights(state)))
+            (temporary / _FILES[1]).write_bytes(save(_optimizer_tensors(state.optimizers)))
             hashes = {name: files.sha256_file(temporary / name) for name in _FILES}
-            values = {"step": state.step, "sha256": hashes, "logs": sizes, "scalars": log.latest}
-            files.write_json(temporary / "state.json", values)
+            values = {"step": state.step, "sha256": hashes, "logs": logs, "scalars": log.latest}
+            files.write_sealed_json(temporary / "state.json", values)
         for old in self.paths()[:-KEPT]:
             shutil.rmtree(old)
 
@@ -80,11 +84,20 @@ class CheckpointFolder:
                 continue
             for damaged in paths[paths.index(path) + 1 :]:
                 shutil.rmtree(damaged)
+            self._warn_of_older(paths[: paths.index(path)])
             return step
         if paths:
             raise DamagedError(f"no intact checkpoint in {self.folder}", remedy="Start again with --overwrite")
         log.cut_back({})
         return 0
+
+    def _warn_of_older(self, paths: list[Path]) -> None:
+        """Say that a checkpoint which is not needed now could not be fallen back to."""
+        for path in paths:
+            try:
+                read_state(path)
+            except DamagedError as error:
+                warnings.warn(f"{error} A later checkpoint is intact and used.", stacklevel=3)
 
     def _load(self, path: Path, state: TrainerState, log: TrainingLog) -> int:
         values = read_state(path)
@@ -106,8 +119,23 @@ class CheckpointFolder:
         paths = self.paths()
         if not paths:
             raise DamagedError(f"no checkpoint in {self.folder}")
-        values = read_state(paths[-1])
+        try:
+            values = read_state(paths[-1])
+        except DamagedError as error:
+            raise DamagedError(
+                str(error), remedy="Run the same `rebalance fit` again, which makes it anew from the one before"
+            ) from error
         return load_file(paths[-1] / _FILES[0]), values["sha256"][_FILES[0]]
+
+    def problems(self, log: TrainingLog) -> list[files.Problem]:
+        """Hold every checkpoint against its hashes, and the log against what the newest intact one knows of it."""
+        found, mark = [], {}
+        for path in self.paths():
+            try:
+                mark = read_state(path)["logs"]
+            except DamagedError as error:
+                found.append(files.Problem(str(path), str(error)))
+        return found + log.problems(mark)
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -116,7 +144,7 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         DamagedError: naming the file.
     """
-    values = files.read_json(path / "state.json")
+    values = files.read_sealed_json(path / "state.json")
     for name in _FILES:
         if not (path / name).is_file():
             raise DamagedError(f"{path / name} is missing")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,10 +17,12 @@ from tqdm import tqdm
 
 from rebalance import files, images
 from rebalance.config import DataOptions
-from rebalance.errors import InputError
+from rebalance.errors import DamagedError, InputError
 from rebalance.index import ImageIndex
 from rebalance.methods import PairBatch
 from rebalance.modalities import ImageBatch
+
+logger = logging.getLogger(__name__)
 
 _ENCODER_STREAM, _PAIR_STREAM = 1, 2
 
@@ -67,13 +71,30 @@ def build_store(
         _decode_into(pixels, index, image_ids, options, progress)
         return ImageStore(image_ids, pixels)
     key = files.sha256_bytes(f"{index.fingerprint}{options}{image_ids.tolist()}".encode())[:16]
-    path = cache / f"pixels-{key}.npy"
-    if not path.is_file():
+    path, seal = cache / f"pixels-{key}.npy", cache / f"pixels-{key}.json"
+    if not _is_intact(path, seal):
         with files.atomic_path(path) as temporary:
             mapped = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+            with open(temporary, "r+b") as file:
+                # Else a full disk would end the process by a signal when a page is first touched.
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
             _decode_into(mapped, index, image_ids, options, progress)
             mapped.flush()
+        files.write_sealed_json(seal, {"sha256": files.sha256_file(path)})
     return ImageStore(image_ids, np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _is_intact(path: Path, seal: Path) -> bool:
+    """Whether decoded images of an earlier sitting are as they were written."""
+    if not (path.is_file() and seal.is_file()):
+        return False
+    try:
+        intact = files.read_sealed_json(seal)["sha256"] == files.sha256_file(path)
+    except DamagedError:
+        intact = False
+    if not intact:
+        logger.warning("%s is damaged; it is made again", path)
+    return intact
 
 
 def _decode_into(

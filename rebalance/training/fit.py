@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +34,8 @@ from rebalance.training.run import RunDirectory, Unit, units_of
 logger = logging.getLogger(__name__)
 
 ENCODER = "encoder"
+COLLAPSED = 0.02
+"""Below this share of the variance of real images, a generator's images count as one image."""
 _EMBED_BATCH = 256
 
 
@@ -218,23 +221,24 @@ class Fitting:
     def run(self) -> None:
         """Do what is still to be done."""
         units = units_of(self.plan, self.index, self.recipe)
-        if self.directory.modalities_path.is_file() and all(self._done(unit) for unit in units):
+        if self.directory.has_intact_modalities() and all(self._done(unit) for unit in units):
             return
         torch.set_num_threads(self.recipe.training.threads)
         image_ids = np.sort(np.concatenate([self.index.rows("train", name) for name in self.plan.classes()]))
         store = build_store(self.index, image_ids, self.recipe.data, self.directory.cache_path, self.progress)
-        if not self.directory.modalities_path.is_file():
+        if not self.directory.has_intact_modalities():
             self._find_modalities(store)
         modalities = self.directory.modalities()
         for unit in units:
             self._train_unit(unit, modalities, store)
+        shutil.rmtree(self.directory.cache_path, ignore_errors=True)
 
     def outcome(self) -> tuple[dict[str, int], dict[str, dict[str, float]]]:
         """Return steps and last observed scalars of every model."""
         steps, scalars = {}, {}
         for unit in units_of(self.plan, self.index, self.recipe):
             checkpoint = self._checkpoints(unit.name).paths()[-1]
-            state = files.read_json(checkpoint / "state.json")
+            state = read_state(checkpoint)
             steps[unit.name], scalars[unit.name] = state["step"], state["scalars"]
         return steps, scalars
 
@@ -266,8 +270,9 @@ class Fitting:
 
         modalities = assign(self.index, self.plan.modalities, self.recipe.modalities.by, features, self.recipe.seed)
         sheet = modality_preview(modalities, lambda image_id: store.pixels[store.positions(np.array([image_id]))[0]])
-        files.write_bytes(self.directory.path / "previews" / "modalities.png", images.png_bytes(sheet))
+        files.write_bytes(self.directory.modalities_preview_path, images.png_bytes(sheet))
         modalities.save(self.directory.modalities_path, self.index)
+        self.directory.seal(self.directory.modalities_path, self.directory.modalities_preview_path)
 
     def _train_unit(self, unit: Unit, modalities: Modalities, store: ImageStore) -> None:
         labels = unit.labels(modalities)
@@ -303,16 +308,21 @@ class Fitting:
             observer=observer,
             progress=self.progress,
         )
-        self._warn_of_ignored_sources(log)
+        self._warn_of_bad_translations(unit, log)
 
-    def _warn_of_ignored_sources(self, log: TrainingLog) -> None:
+    def _warn_of_bad_translations(self, unit: Unit, log: TrainingLog) -> None:
         least = self.recipe.training.min_source_dependence
-        for name, value in log.latest.items():
-            kind, _, target = name.partition("/")
-            if kind == "source_dependence" and value < least:
+        for target in unit.targets:
+            dependence, share = (log.latest[f"{kind}/{target}"] for kind in ("source_dependence", "variance_share"))
+            if share < COLLAPSED:
+                logger.warning(
+                    "target %r: the generator has collapsed: its images vary %.2g times as much as real ones; start "
+                    "again with another seed, a lower learning rate or training.precision=fp32", target, share,
+                )  # fmt: skip
+            elif dependence < least:
                 logger.warning(
                     "target %r: source dependence %.2f is below %.2f: translations follow their reference and ignore "
-                    "their source, so they add little that is new", target, value, least,
+                    "their source, so they add little that is new", target, dependence, least,
                 )  # fmt: skip
 
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorboard.util.tensor_util import make_ndarray
+from torch.utils.tensorboard import summary
 
 from rebalance import files, images
 from rebalance.trainable import Loss
@@ -23,22 +33,31 @@ class Observation:
 
 
 class TrainingLog:
-    """Writes one model's logs. Checkpoints remember how long the files were, and resuming cuts them back."""
+    """Writes one model's logs. Checkpoints remember how long the file was, and resuming cuts it back.
+
+    It writes in the calling thread, because torch's SummaryWriter loses what goes wrong in its own.
+    """
 
     def __init__(self, folder: Path, previews: Path) -> None:
-        self.folder, self.previews = folder, previews
+        self.path, self.previews = folder / "events.out.tfevents.0", previews
         self.latest: dict[str, float] = {}
-        self._writer: SummaryWriter | None = None
+        self._pictures: dict[str, str] = {}
+        self._hashed = _Growing()
+        self._file: IO[bytes] | None = None
 
     def __enter__(self) -> TrainingLog:
-        with files.writing(self.folder):
-            self._writer = SummaryWriter(str(self.folder), flush_secs=10)
+        with files.writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "ab")
+            if not self._file.tell():
+                self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._writer:
-            self._writer.close()
-            self._writer = None
+        file, self._file = self._file, None
+        if file:
+            with files.writing(self.path):
+                file.close()
 
     def scalars(self, losses: Mapping[str, Loss], step: int) -> dict[str, str]:
         """Log every term of every phase; return short texts of them for a progress bar."""
@@ -46,39 +65,106 @@ class TrainingLog:
         for phase, loss in losses.items():
             for term, value in {**loss.terms, "total": loss.total}.items():
                 number = float(value.detach())
-                self._write(f"{phase}/{term}", number, step)
+                self._summary(summary.scalar(f"{phase}/{term}", number), step)
                 if term in loss.terms:
                     shown[f"{phase[0].upper()}.{term}"] = f"{number:.2f}"
+        self._flush()
         return shown
 
     def observation(self, observation: Observation, step: int) -> None:
         """Log an observation's scalars and picture; the picture is also written as PNG."""
         for name, value in observation.scalars.items():
             self.latest[name] = value
-            self._write(name, value, step)
-        if self._writer:
-            self._writer.add_image("preview", np.asarray(observation.grid), step, dataformats="HWC")
-        files.write_bytes(self.previews / f"step-{step:07d}.png", images.png_bytes(observation.grid))
+            self._summary(summary.scalar(name, value), step)
+        self._summary(summary.image("preview", np.asarray(observation.grid), dataformats="HWC"), step)
+        self._flush()
+        picture, name = images.png_bytes(observation.grid), f"step-{step:07d}.png"
+        files.write_bytes(self.previews / name, picture)
+        self._pictures[name] = files.sha256_bytes(picture)
 
-    def _write(self, name: str, value: float, step: int) -> None:
-        if self._writer:
-            self._writer.add_scalar(name, value, step)
+    def _summary(self, value: Summary, step: int) -> None:
+        self._write(Event(wall_time=time.time(), step=step, summary=value))
 
-    def mark(self) -> dict[str, int]:
-        """Flush and return the size of every log file, for `cut_back`."""
-        if self._writer:
-            self._writer.flush()
-        sizes = {}
-        for path in sorted(self.folder.glob("events.*")):
-            files.fsync_path(path)
-            sizes[path.name] = path.stat().st_size
-        return sizes
+    def _write(self, event: Event) -> None:
+        if self._file:
+            with files.writing(self.path):
+                RecordWriter(self._file).write(event.SerializeToString())
 
-    def cut_back(self, sizes: Mapping[str, int]) -> None:
-        """Cut the files back to the sizes that `mark` returned; newer files are removed."""
-        for path in self.folder.glob("events.*"):
-            if path.name not in sizes:
-                path.unlink()
-            elif path.stat().st_size > sizes[path.name]:
-                with open(path, "r+b") as file:
-                    file.truncate(sizes[path.name])
+    def _flush(self) -> None:
+        if self._file:
+            with files.writing(self.path):
+                self._file.flush()
+
+    def mark(self) -> dict[str, Any]:
+        """Flush and return what the files hold now, for `cut_back` and `problems`."""
+        self._flush()
+        if not self.path.is_file():
+            return {}
+        with files.writing(self.path):
+            files.fsync_path(self.path)
+        with open(self.path, "rb") as file:
+            file.seek(self._hashed.bytes)
+            self._hashed.add(file.read())
+        events = {"bytes": self._hashed.bytes, "sha256": self._hashed.digest.hexdigest()}
+        return {"events": events, "pictures": dict(sorted(self._pictures.items()))}
+
+    def cut_back(self, mark: Mapping[str, Any]) -> None:
+        """Bring the file back to what it was at a `mark`; without one, to nothing.
+
+        Damage is warned of and does not stop training, which reads none of it. A damaged file is put aside, because
+        TensorBoard reads none of what follows a damaged record.
+        """
+        damaged = self.problems(mark)
+        for problem in damaged:
+            warnings.warn(f"{problem.file}: {problem.what}; training goes on without", stacklevel=2)
+        self._pictures, self._hashed = dict(mark.get("pictures", {})), _Growing()
+        with files.writing(self.path):
+            if not mark:
+                self.path.unlink(missing_ok=True)
+            elif self.path.is_file() and str(self.path) in (problem.file for problem in damaged):
+                os.replace(self.path, f"{self.path}.damaged")
+            elif self.path.is_file() and self.path.stat().st_size > mark["events"]["bytes"]:
+                os.truncate(self.path, mark["events"]["bytes"])
+
+    def problems(self, mark: Mapping[str, Any]) -> list[files.Problem]:
+        """Hold the files against a mark; what came after it is not looked at."""
+        if not mark:
+            return []
+        expected = [(self.path, mark["events"]["bytes"], mark["events"]["sha256"])]
+        expected += [(self.previews / name, -1, sha256) for name, sha256 in mark["pictures"].items()]
+        found = []
+        for path, size, sha256 in expected:
+            if not path.is_file():
+                found.append(files.Problem(str(path), "missing"))
+            elif _sha256_of_start(path, size) != sha256:
+                found.append(files.Problem(str(path), "damaged: its hash is not the one written with it"))
+        return found
+
+
+class _Growing:
+    """How much of a growing file has been hashed, and to what."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.digest = hashlib.sha256()
+
+    def add(self, new: bytes) -> None:
+        self.bytes += len(new)
+        self.digest.update(new)
+
+
+def _sha256_of_start(path: Path, size: int) -> str:
+    """Return the hash of the first `size` bytes of a file, of all when it is negative."""
+    with open(path, "rb") as file:
+        return files.sha256_bytes(file.read(size))
+
+
+def read_scalars(folder: Path) -> list[tuple[str, int, float]]:
+    """Return every (tag, step, value) in the TensorBoard files below a folder, sorted; a tag begins with the model."""
+    found = []
+    for path in sorted(folder.rglob("events.*")):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                if value.metadata.plugin_data.plugin_name == "scalars":
+                    found.append((f"{path.parent.name}/{value.tag}", event.step, float(make_ndarray(value.tensor))))
+    return sorted(found)

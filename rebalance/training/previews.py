@@ -87,6 +87,17 @@ def source_dependence(translations: torch.Tensor) -> SourceDependence:
     return SourceDependence(over_sources / max(over_references, 1e-12), over_sources, over_references)
 
 
+def variance_share(translations: torch.Tensor, references: torch.Tensor) -> float:
+    """Return the variance of all translations over that of real images: near 0, the generator makes one image only.
+
+    Args:
+        translations: (sources, references, C, H, W) in [-1, 1].
+        references: (n, C, H, W) in [-1, 1], real images of the target.
+    """
+    of_translations = float(translations.flatten(0, 1).var(dim=0, unbiased=False).mean())
+    return of_translations / max(float(references.var(dim=0, unbiased=False).mean()), 1e-12)
+
+
 @torch.inference_mode()
 def translate_all(method: Method, probe: Probe, device: torch.device) -> torch.Tensor:
     """Translate every source with every reference: (sources, references, C, H, W) on the CPU."""
@@ -117,6 +128,7 @@ class TranslationObserver:
             scalars[f"source_dependence/{probe.target}"] = measured.ratio
             scalars[f"variance_over_sources/{probe.target}"] = measured.over_sources
             scalars[f"variance_over_references/{probe.target}"] = measured.over_references
+            scalars[f"variance_share/{probe.target}"] = variance_share(translations, probe.references)
             rows.extend(_grid_rows(probe, translations))
         return Observation(scalars, images.grid(rows, min_side_px=32))
 

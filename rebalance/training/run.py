@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,8 +17,11 @@ from rebalance.index import ImageIndex
 from rebalance.modalities import Modalities
 from rebalance.planning import Plan, resolve_balance
 
+logger = logging.getLogger(__name__)
+
 MAX_NAMED_CHANGES = 8
 _RECIPE_HEAD = "# Resolved by `rebalance fit`; nothing changes it after.\n"
+_RESTORE = "Restore it from a copy, or start the run again with --overwrite"
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,12 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
+        self.hashes_path = self.path / "hashes.json"
         self.recipe_path = self.path / "recipe.yaml"
         self.plan_path = self.path / "plan.json"
         self.index_path = self.path / "index.parquet"
         self.modalities_path = self.path / "modalities.parquet"
+        self.modalities_preview_path = self.path / "previews" / "modalities.png"
         self.calibration_path = self.path / "calibration"
         self.cache_path = self.path / "cache"
 
@@ -90,39 +96,101 @@ class RunDirectory:
 
     @property
     def begun(self) -> bool:
-        """Whether a plan has been written, which `fit` does last of what it decides."""
-        return self.plan_path.is_file()
+        """Whether everything that `fit` decides before step 0 has been written.
+
+        Raises:
+            DamagedError: work is there, but the hashes of what it was decided on are gone.
+        """
+        if self.hashes_path.is_file():
+            return True
+        if any((self.path / "checkpoints").glob("*/step-*")):
+            raise DamagedError(f"{self.hashes_path} is missing", remedy=_RESTORE)
+        return False
 
     def begin(self, recipe: Recipe, index: ImageIndex, plan: Plan) -> None:
-        """Write what has been decided; the plan comes last."""
+        """Write what has been decided; the hashes come last."""
         files.write_text(self.recipe_path, _RECIPE_HEAD + dump_recipe(recipe))
         index.save(self.index_path)
         files.write_json(self.plan_path, plan.to_json())
+        self.seal(self.recipe_path, self.index_path, self.plan_path)
+
+    def seal(self, *paths: Path) -> None:
+        """Add files to those whose hashes are known, so that later damage is noticed.
+
+        Raises:
+            DamagedError: a file that was made again did not come out as it was.
+        """
+        hashes = files.read_sealed_json(self.hashes_path) if self.hashes_path.is_file() else {}
+        added = {path.relative_to(self.path).as_posix(): files.sha256_file(path) for path in paths}
+        other = [name for name, found in added.items() if hashes.get(name, found) != found]
+        if other:
+            raise DamagedError(f"{self.path / other[0]} was lost and cannot be made as it was", remedy=_RESTORE)
+        files.write_sealed_json(self.hashes_path, {**hashes, **added})
+
+    def sealed(self) -> dict[str, str]:
+        """Return the hashes of sealed files by their paths within the run.
+
+        Raises:
+            InputError: not a run directory.
+            DamagedError: the hashes are damaged.
+        """
+        if not self.begun:
+            raise InputError("RUN is not a run directory", value=str(self.path), remedy="Run `rebalance fit` first")
+        return files.read_sealed_json(self.hashes_path)
+
+    def problems(self) -> list[files.Problem]:
+        """Hold every sealed file against its hash."""
+        found = ((name, self._fault(name)) for name in self.sealed())
+        return [files.Problem(name, fault) for name, fault in found if fault]
+
+    def _fault(self, name: str) -> str:
+        """Return what is wrong with a sealed file, "" when nothing is."""
+        path, expected = self.path / name, self.sealed().get(name)
+        if expected is None or not path.is_file():
+            return "missing"
+        return "" if files.sha256_file(path) == expected else "damaged: its hash is not the one written with it"
 
     def recipe(self) -> Recipe:
         """Read the resolved recipe."""
-        self._require(self.recipe_path)
-        return load_recipe(self.recipe_path)
+        return load_recipe(self._intact(self.recipe_path))
 
     def plan(self) -> Plan:
         """Read the plan."""
-        self._require(self.plan_path)
-        try:
-            return Plan.from_json(files.read_json(self.plan_path))
-        except (KeyError, TypeError) as error:
-            raise DamagedError(f"{self.plan_path} is damaged: {error!r}") from error
+        return Plan.from_json(files.read_json(self._intact(self.plan_path)))
 
     def index(self) -> ImageIndex:
         """Read the index."""
-        return ImageIndex.read_from(self.index_path)
+        return ImageIndex.read_from(self._intact(self.index_path))
+
+    def has_modalities(self) -> bool:
+        """Whether modalities have been found; a file that a kill left without its hash does not count."""
+        return self.modalities_path.name in self.sealed()
+
+    def has_intact_modalities(self) -> bool:
+        """Whether they and their picture are as they were found; says so when they were damaged since."""
+        if not self.has_modalities():
+            return False
+        paths = (self.modalities_path, self.modalities_preview_path)
+        faults = {path: self._fault(path.relative_to(self.path).as_posix()) for path in paths}
+        for path, fault in faults.items():
+            if fault:
+                logger.warning("%s is %s; it is made again", path, fault)
+        return not any(faults.values())
 
     def modalities(self) -> Modalities:
         """Read the modalities."""
-        return Modalities.read_from(self.modalities_path)
+        return Modalities.read_from(self._intact(self.modalities_path))
 
-    def _require(self, path: Path) -> None:
-        if not path.is_file():
-            raise InputError("RUN is not a run directory", value=str(self.path), remedy="Run `rebalance fit` first")
+    def _intact(self, path: Path) -> Path:
+        """Return the path of a sealed file whose bytes are those that were written.
+
+        Raises:
+            DamagedError: missing or changed.
+        """
+        fault = self._fault(path.name)
+        if fault:
+            raise DamagedError(f"{path} is {fault}", remedy=_RESTORE)
+        return path
 
     def clear(self) -> None:
         """Delete the contents of a run directory.
@@ -130,22 +198,24 @@ class RunDirectory:
         Raises:
             RefusedError: the folder holds something that `fit` did not write.
         """
-        known = {"recipe.yaml", "plan.json", "index.parquet", "modalities.parquet", "calibration", "cache",
-                 "checkpoints", "logs", "previews"}  # fmt: skip
+        known = {"hashes.json", "recipe.yaml", "plan.json", "index.parquet", "modalities.parquet", "calibration",
+                 "cache", "checkpoints", "logs", "previews"}  # fmt: skip
         present = list(self.path.iterdir()) if self.path.is_dir() else []
         present = [item for item in present if item.name != ".lock" and not item.name.endswith(".partial")]
-        # The recipe is written first and removed last: without its first line, nothing here is of a run.
-        ours = known if self.recipe_path.is_file() and _RECIPE_HEAD.encode() in self.recipe_path.read_bytes() else set()
+        # The recipe is written first and removed last: without its first line or hashes, nothing here is of a run.
+        headed = self.recipe_path.is_file() and _RECIPE_HEAD.encode() in self.recipe_path.read_bytes()
+        ours = known if headed or _is_sealed(self.hashes_path) else set()
         foreign = [item.name for item in present if item.name not in ours]
         if foreign:
             raise RefusedError(
                 f"{self.path} holds files that are not of a run: {', '.join(sorted(foreign)[:5])}",
                 remedy="Choose another --run folder",
             )
-        # The plan goes first: without it, what a kill leaves behind counts as not begun.
-        self.plan_path.unlink(missing_ok=True)
+        # The checkpoints go first and the hashes next: what a kill leaves behind counts as not begun.
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        self.hashes_path.unlink(missing_ok=True)
         for item in present:
-            if item != self.recipe_path:
+            if item != self.recipe_path and item.exists():
                 shutil.rmtree(item) if item.is_dir() else item.unlink(missing_ok=True)
         self.recipe_path.unlink(missing_ok=True)
 
@@ -180,6 +250,13 @@ class RunDirectory:
                 f"{self.path} was begun with something else: {'; '.join(changes[:MAX_NAMED_CHANGES])}{more}",
                 remedy="Give the same request to resume, choose another --run, or start again with --overwrite",
             )
+
+
+def _is_sealed(path: Path) -> bool:
+    try:
+        return bool(files.read_sealed_json(path))
+    except DamagedError:
+        return False
 
 
 def _with_choices(requested: Recipe, begun: Recipe) -> Recipe:
