@@ -6,7 +6,7 @@ import io
 import math
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +16,19 @@ from PIL import Image, ImageOps, features
 MAX_PIXELS = 128 * 1024 * 1024
 """Images that declare more pixels than this are refused before they are decoded."""
 
+MAX_BYTES = 4 * MAX_PIXELS
+"""Files larger than this are refused before they are read."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
+"""Formats that are decoded, in Pillow's names. Not all that Pillow knows: its EPS, for one, runs another program."""
+
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 )
 """Endings by which a file of a data-set folder counts as an image."""
+
+
+_STRIP_PIXELS = 1 << 20
 
 
 class BadImageError(Exception):
@@ -71,7 +80,7 @@ def decode(data: bytes) -> Image.Image:
     if not data:
         raise BadImageError("zero-size file")
     try:
-        with _SILENCE, Image.open(io.BytesIO(data)) as image:
+        with _SILENCE, Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if math.prod(image.size) > MAX_PIXELS:
                 raise BadImageError(f"too large: {image.width} x {image.height} pixels")
             image.load()
@@ -92,22 +101,39 @@ def _displayed(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _eight_bit(image)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(background, image).convert("RGB")
+        return _over_white(image)
     return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
 
 
+def _strips(image: Image.Image) -> Iterator[tuple[int, int]]:
+    """Yield first and last row of strips of about a million pixels, so that large images cost little beside them."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield top, min(top + rows, image.height)
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    result = Image.new("RGB", image.size)
+    for top, bottom in _strips(image):
+        strip = image.crop((0, top, image.width, bottom)).convert("RGBA")
+        result.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), (0, top))
+    return result
+
+
 def _eight_bit(image: Image.Image) -> Image.Image:
-    values = np.asarray(image, dtype=np.float64)
-    if not np.isfinite(values).all():
+    samples = np.asarray(image)
+    low, high = samples.min(), samples.max()
+    if not np.isfinite((low, high)).all():
         raise BadImageError("damaged: samples that are not finite")
-    low, high = values.min(), values.max()
+    scale = 1.0
     if image.mode == "F" and low >= 0 and high <= 1:
-        values = values * 255
+        scale = 255.0
     elif high > 255 or image.mode.startswith("I;16"):
-        values = values / 257
-    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+        scale = 1 / 257
+    result = np.empty(samples.shape, np.uint8)
+    for top, bottom in _strips(image):
+        result[top:bottom] = (samples[top:bottom] * scale).clip(0, 255).round()
+    return Image.fromarray(result)
 
 
 def probe(data: bytes) -> Dimensions:

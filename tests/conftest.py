@@ -9,6 +9,7 @@ from PIL import Image
 
 # A shared machine may stall any example; its speed is not what is tested.
 settings.register_profile("rebalance", deadline=None)
+settings.register_profile("long", deadline=None, max_examples=10_000)
 settings.load_profile("rebalance")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -70,15 +71,21 @@ def _row(listing: Listing, entry: Entry) -> dict[str, object]:
         row["reason"] = str(error)
     except OSError as error:
         row["reason"] = f"cannot be read: {error.strerror}"
+    except ValueError as error:  # a NUL in a manifest's path
+        row["reason"] = f"cannot be read: {error}"
     return row
 
 
 def _read(path: Path, entry: Entry) -> bytes:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe or a device could be waited for, or read, for ever
+        raise images.BadImageError("not a file")
+    size = status.st_size if entry.offset < 0 else entry.size
+    if size > images.MAX_BYTES:
+        raise images.BadImageError(f"too large: {size} bytes")
     with open(path, "rb") as file:
-        if entry.offset < 0:
-            return file.read()
-        file.seek(entry.offset)
-        data = file.read(entry.size)
-    if len(data) != entry.size:
+        file.seek(max(entry.offset, 0))
+        data = file.read(size)
+    if len(data) != size and entry.offset >= 0:
         raise images.BadImageError("truncated: the shard ends inside the image")
     return data

@@ -7,7 +7,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -181,22 +181,32 @@ def _special(path: str) -> str:
 
 
 def _entry(path: str, class_name: str, split: str, reason: str) -> Entry:
-    try:
-        (path + class_name).encode("utf-8")
-    except UnicodeEncodeError:
-        readable = os.fsencode(path).decode("utf-8", "backslashreplace")
-        safe_class = os.fsencode(class_name).decode("utf-8", "backslashreplace")
-        return Entry(readable, safe_class, split, reason="file name is not UTF-8")
-    return Entry(path, class_name, split, reason=reason)
+    readable, safe_class = _readable(path), _readable(class_name)
+    if (readable, safe_class) != (path, class_name):
+        reason = "file name is not UTF-8"
+    return Entry(readable, safe_class, split, reason=reason)
+
+
+def _readable(name: str) -> str:
+    """Return a file's name with bytes that are not UTF-8 written out."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _listing(root: Path, classes: Iterable[str], entries: list[Entry], numeric: bool = False) -> Listing:
-    names = {os.fsencode(name).decode("utf-8", "backslashreplace") for name in classes if name}
+    entries = [_without_nul(entry) for entry in entries]
+    names = {_readable(name) for name in classes if name and "\0" not in name}
     if numeric and all(name.isascii() and name.isdigit() for name in names):
         ordered = sorted(names, key=int)
     else:
         ordered = sorted(names)
     return Listing(Path(root).absolute(), tuple(ordered), tuple(sorted(entries, key=lambda e: (e.path, e.member))))
+
+
+def _without_nul(entry: Entry) -> Entry:
+    """Labels with a NUL are no labels: arrays of text end at it."""
+    if "\0" not in entry.class_name + entry.sublabel:
+        return entry
+    return replace(entry, class_name="", sublabel="", reason="its label holds a NUL character")
 
 
 def read_manifest(manifest: Path, sublabel_column: str = "") -> Listing:
@@ -282,24 +292,30 @@ def _shard_entries(archive: tarfile.TarFile, path: str, split: str) -> Iterator[
         folder, _, name = member.name.rpartition("/")
         key, _, ending = name.partition(".")
         key = f"{folder}/{key}" if folder else key
-        if not member.isreg():
-            continue
         if f".{ending.lower()}" in EXTENSIONS:
             repeated.update((key,) if key in found else ())
             found.setdefault(key, member)
-        elif ending.lower() in ("cls", "json") and member.size <= 1 << 20:
+        elif ending.lower() in ("cls", "json") and member.isreg() and member.size <= 1 << 20:
             label = _shard_label(archive, member, ending.lower())
             if label and (ending.lower() == "json" or key not in labels):
                 labels[key] = label
     for key, member in found.items():
-        reason = (
-            "key occurs twice in its shard"
-            if key in repeated
-            else ""
-            if key in labels
-            else "no .cls and no .json label"
-        )
-        yield Entry(path, labels.get(key, ""), split, member.name, member.offset_data, member.size, reason=reason)
+        reason = _member_fault(member)
+        if key in repeated:
+            reason = "key occurs twice in its shard"
+        elif key not in labels:
+            reason = "no .cls and no .json label"
+        name = _readable(member.name)
+        yield Entry(path, labels.get(key, ""), split, name, member.offset_data, member.size, reason=reason)
+
+
+def _member_fault(member: tarfile.TarInfo) -> str:
+    """Why a member of a tar file is never read as an image, "" when it may be."""
+    if not member.isreg():
+        return "a link or a special file inside its shard"
+    if member.issparse():
+        return "a sparse file inside its shard"
+    return "" if _readable(member.name) == member.name else "file name is not UTF-8"
 
 
 def _shard_label(archive: tarfile.TarFile, member: tarfile.TarInfo, ending: str) -> str:
@@ -309,7 +325,7 @@ def _shard_label(archive: tarfile.TarFile, member: tarfile.TarInfo, ending: str)
         return text
     try:
         fields = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     if not isinstance(fields, dict):
         return ""
