@@ -1,6 +1,7 @@
 """The benchmarks' own arithmetic, and that what they recorded can be read."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -103,3 +104,13 @@ def test_only_rows_of_the_recipe_as_it_is_count_as_shipped():
     assert translator.shipped_rows(rows[1:]) == {}
     assert translator.recipe_values(other)["training.steps"] == 3
     assert "training.precision" not in translator.recipe_values(machine)
+
+
+def test_killed_work_ends_as_if_nothing_had_happened(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "kill.py"), "--work", str(tmp_path / "work"), "--fit", "3",
+               "--generate", "3", "--results", str(tmp_path / "kill.jsonl")]  # fmt: skip
+    done = subprocess.run(command, cwd=BENCHMARKS.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    row = json.loads((tmp_path / "kill.jsonl").read_text())
+    assert row["fit"]["kills"] == row["generate"]["kills"] == 3
+    assert row["fit"]["finished"] and row["generate"]["finished"]

@@ -1,0 +1,243 @@
+"""Kill `fit` and `generate` at random moments, resume them, and compare with what nothing disturbed, byte for byte.
+
+    python benchmarks/kill.py --work WORK --fit 100 --generate 100
+
+Each kill is a SIGKILL to the whole process group, at a moment drawn uniformly over the time that the whole work takes.
+The same command is started again until the wanted number of kills has hit a living process; every piece of work that
+comes to its end is compared and begun anew. A `fit` trains a contrastive encoder and a tiny translator; a `generate`
+calibrates a gate and makes shards with one or two workers. One line of counts is appended to `results/kill.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rebalance import cli
+from rebalance.training.logs import read_scalars
+
+RESULTS = Path(__file__).parent / "results" / "kill.jsonl"
+COUNTS = {"a": 40, "b": 30, "poor": 5, "rare": 4}
+BALANCE = '{"poor": 40, "rare": 30}'
+RECIPE = """
+data: {size_px: 8, channels: 1, val_fraction: 0.0}
+features: {input_px: 32}
+modalities:
+  by: contrastive
+  k: 2
+  encoder: {width: 4, blocks: [1, 1], stem: small, projection: 4, batch: 12, steps: 40, augmentations: [crop, flip],
+            precision: fp32, memory_format: contiguous}
+balagan:
+  generator: {base_filters: 4, content_downs: 1, reference_downs: 2, residual_blocks: 1, style_size: 4, mlp_width: 8}
+  discriminator: {base_filters: 4, blocks: 4}
+training: {batch: 2, steps: 60, precision: fp32, memory_format: contiguous, threads: 1, checkpoint_every_steps: 4,
+           log_every_steps: 3, preview_every_steps: 10}
+generation: {batch: 8}
+filtering: {pool_images: 16, dimensions: 4, floor_draws: 3}
+"""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What a campaign came to.
+
+    Attributes:
+        kills: kills that hit a living process.
+        finished: pieces of work that came to their end and equalled the undisturbed one.
+    """
+
+    kills: int
+    finished: int
+
+
+def write_data(folder: Path) -> Path:
+    """Write gray noise images of four classes."""
+    rng = np.random.default_rng(0)
+    for label, (name, count) in enumerate(COUNTS.items()):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.normal(60 * label + 30, 20, (9, 8)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number:03d}.png")
+    return folder
+
+
+def start(arguments: list[str], log: Path) -> int:
+    """Run a command of the command line in a forked process of a group of its own; return its number."""
+    child = os.fork()
+    if child:
+        return child
+    os.setsid()
+    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.argv = ["rebalance", *arguments]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        os._exit(int(stop.code or 0))
+    os._exit(0)
+
+
+def finish(arguments: list[str], log: Path) -> float:
+    """Run a command to its end; return its seconds.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    begun = time.monotonic()
+    _, status = os.waitpid(start(arguments, log), 0)
+    if status:
+        raise RuntimeError(f"{arguments} ended with status {status}: {log.read_text()[-2000:]}")
+    return time.monotonic() - begun
+
+
+def killed(arguments: list[str], log: Path, seconds: float) -> bool:
+    """Start a command and kill it after some seconds; return whether it was still alive.
+
+    Raises:
+        RuntimeError: it failed before.
+    """
+    child = start(arguments, log)
+    time.sleep(seconds)
+    ended, status = os.waitpid(child, os.WNOHANG)
+    if ended:
+        if status:
+            raise RuntimeError(f"{arguments} ended with status {status}: {log.read_text()[-2000:]}")
+        return False
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return True
+
+
+def campaign(
+    wanted: int,
+    seconds: float,
+    begin: Callable[[int], list[str]],
+    compare: Callable[[int], None],
+    rng: np.random.Generator,
+    log: Path,
+) -> Tally:
+    """Kill and resume until there were enough kills.
+
+    Args:
+        wanted: kills.
+        seconds: what the undisturbed work took.
+        begin: prepares piece of work number n and returns its command.
+        compare: raises when that piece, finished, is not what it should be.
+        rng: draws the moments.
+        log: gets the commands' output.
+    """
+    kills, finished = 0, 0
+    while kills < wanted:
+        arguments = begin(finished)
+        while kills < wanted and killed(arguments, log, float(rng.uniform(0, seconds))):
+            kills += 1
+        finish(arguments, log)
+        compare(finished)
+        finished += 1
+    return Tally(kills, finished)
+
+
+def trained(run: Path) -> dict[str, object]:
+    """What must be equal of a finished run: last weights and optimiser, modalities, scalars, pictures."""
+    found: dict[str, object] = {"scalars": read_scalars(run / "logs")}
+    for model in ("encoder", "joint"):
+        last = max((run / "checkpoints" / model).glob("step-*"))
+        found |= {f"{model}/{path.name}": path.read_bytes() for path in last.glob("*.safetensors")}
+    for path in (run / "modalities.parquet", *run.glob("previews/**/*.png")):
+        found[str(path.relative_to(run))] = path.read_bytes()
+    return found
+
+
+def made(run: Path, out: Path) -> dict[str, object]:
+    """What must be equal of an output: every file, and the calibration in its run."""
+    paths = [path for path in (*out.iterdir(), *(run / "calibration").iterdir()) if path.name != ".lock"]
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def check_equal(found: dict[str, object], expected: dict[str, object], what: str) -> None:
+    """Raise when two pieces of work are not equal."""
+    names = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if names:
+        raise RuntimeError(f"{what} differs from the undisturbed one in {', '.join(names)}")
+
+
+def kill_fits(work: Path, kills: int, rng: np.random.Generator) -> Tally:
+    """Kill and resume `fit`."""
+    data, log, recipe = work / "data", work / "log.txt", work / "recipe.yaml"
+
+    def command(run: Path) -> list[str]:
+        return ["fit", str(data), "--run", str(run), "--recipe", str(recipe), "--balance", BALANCE, "--device", "cpu",
+                "--quiet"]  # fmt: skip
+
+    seconds = finish(command(work / "run"), log)
+    expected = trained(work / "run")
+
+    def compare(number: int) -> None:
+        check_equal(trained(work / f"fit-{number}"), expected, f"fit {number}")
+        shutil.rmtree(work / f"fit-{number}")
+
+    return campaign(kills, seconds, lambda number: command(work / f"fit-{number}"), compare, rng, log)
+
+
+def kill_generates(work: Path, kills: int, rng: np.random.Generator) -> Tally:
+    """Kill and restart `generate`, by turns with one and two workers."""
+    log = work / "log.txt"
+
+    def command(number: int | str) -> list[str]:
+        run, out = work / f"run-{number}", work / f"out-{number}"
+        shutil.copytree(work / "run", run)
+        workers = "2" if number != "whole" and int(number) % 2 else "1"
+        return ["generate", str(run), "--out", str(out), "--shard-size", "4", "--max-fid", "1000x", "--include-real",
+                "--workers", workers, "--device", "cpu", "--quiet"]  # fmt: skip
+
+    seconds = finish(command("whole"), log)
+    expected = made(work / "run-whole", work / "out-whole")
+
+    def compare(number: int) -> None:
+        check_equal(made(work / f"run-{number}", work / f"out-{number}"), expected, f"output {number}")
+        shutil.rmtree(work / f"run-{number}")
+        shutil.rmtree(work / f"out-{number}")
+
+    return campaign(kills, seconds, command, compare, rng, log)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="empty folder outside the repository")
+    parser.add_argument("--fit", type=int, default=100, help="kills of fit")
+    parser.add_argument("--generate", type=int, default=100, help="kills of generate")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    write_data(arguments.work / "data")
+    (arguments.work / "recipe.yaml").write_text(RECIPE)
+    rng, begun = np.random.default_rng(arguments.seed), time.monotonic()
+    fits = kill_fits(arguments.work, arguments.fit, rng)
+    generates = kill_generates(arguments.work, arguments.generate, rng)
+    row = {
+        "fit": asdict(fits), "generate": asdict(generates), "seed": arguments.seed,
+        "minutes": round((time.monotonic() - begun) / 60, 1), "cores": os.cpu_count(),
+        "platform": platform.platform(terse=True), "torch": torch.__version__,
+    }  # fmt: skip
+    with arguments.results.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()
