@@ -3,8 +3,11 @@
 The long run: `pytest tests/test_hostile.py --hypothesis-profile long` tries 10,000 damaged files.
 """
 
+import builtins
+import errno
 import io
 import json
+import os
 import resource
 import tarfile
 import time
@@ -21,7 +24,7 @@ from PIL import Image, features
 from toys import tiny_recipe, write_classes
 
 import rebalance
-from rebalance import images, shards
+from rebalance import files, images, shards
 from rebalance.errors import InputError
 from rebalance.images import BadImageError
 from rebalance.index import build_index
@@ -338,3 +341,45 @@ def test_giants_inside_a_tar_are_rows_and_cost_nothing(tmp_path):
 
 def test_pillow_can_read_what_is_promised():
     assert features.check("jpg") and features.check("webp") and features.check("zlib")
+
+
+# Folders
+
+
+def test_a_class_that_is_only_in_test_takes_no_part(tmp_path):
+    write_classes(tmp_path / "data" / "train", {"poor": 3, "rich": 12})
+    write_classes(tmp_path / "data" / "test", {"poor": 2, "unseen": 4})
+    recipe = tiny_recipe(training={"steps": 1}, generation={"batch": 4})
+    with pytest.raises(InputError, match="unseen"):
+        fit(tmp_path / "data", tmp_path / "run", recipe, balance={"unseen": 9})
+    fit(tmp_path / "data", tmp_path / "run", recipe, balance={"poor": 5})
+    result = shards.generate(tmp_path / "run", tmp_path / "out", include_real=True, device="cpu")
+    classes = files.read_json(result.out / "manifest.json")["classes"]
+    assert {row["class"]: row["synthetic"] + row["real"] for row in classes} == {"poor": 5, "rich": 12, "unseen": 0}
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    data = write_classes(tmp_path / "data", {"poor": 3, "locked": 4})
+    scandir = os.scandir
+
+    def refusing(path: str | Path) -> object:
+        if Path(path).name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)  # because root may read everything
+    with pytest.raises(InputError, match=r"cannot read the folder .*locked: Permission denied"):
+        build_index(data)
+
+
+def test_a_file_that_may_not_be_read_is_a_row_with_a_reason(tmp_path, monkeypatch):
+    data = write_classes(tmp_path / "data", {"poor": 3})
+    opened = open
+
+    def refusing(path: str | Path, *arguments: object, **options: object) -> object:
+        if str(path).endswith("001.png"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "open", refusing)
+    assert build_index(data).column("reason").tolist() == ["", "cannot be read: Permission denied", ""]

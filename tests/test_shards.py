@@ -19,7 +19,7 @@ import webdataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from rebalance import shards
+from rebalance import files, shards
 from rebalance.errors import InputError, RefusedError
 from rebalance.filtering import Gates, Threshold, judge
 from rebalance.generation import Candidate, CandidateStream, Made, Slot, Slots
@@ -418,6 +418,17 @@ def test_a_shard_of_another_output_is_found_and_made_anew(run, tmp_path):
     damaged[700] ^= 1
     (out / "synthetic-000000.tar").write_bytes(damaged)
     assert shards.generate(run, out).made == 1 and hashes(out) == before
+
+
+def test_two_processes_cannot_share_an_output_but_ranges_can(run, tmp_path):
+    out = tmp_path / "out"
+    with files.locked(out), pytest.raises(RefusedError, match="another process"):
+        shards.generate(run, out)
+    with files.locked(out, shared=True):
+        with pytest.raises(RefusedError, match="another process"):
+            shards.generate(run, out)
+        shards.generate(run, out, shards=(0, 1))
+    assert shards.verify(out).exit_code == 0
 
 
 def test_a_range_does_not_overwrite_the_others(run, tmp_path):
