@@ -201,6 +201,18 @@ def locked(directory: Path, *, shared: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
+def cache_folder() -> Path | None:
+    """Return where this user's caches lie: $REBALANCE_CACHE, else `rebalance` in the desktop's cache folder.
+
+    None when $REBALANCE_CACHE is empty or there is no home: then nothing is cached.
+    """
+    chosen = os.environ.get("REBALANCE_CACHE")
+    if chosen is not None:
+        return Path(chosen) if chosen else None
+    general = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(general) / "rebalance" if os.path.isabs(general) else None
+
+
 def existing_directory(path: Path, option: str) -> Path:
     """Return `path` if it is a directory.
 

@@ -13,6 +13,14 @@ settings.register_profile("long", deadline=None, max_examples=10_000)
 settings.load_profile("rebalance")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Keep the user's cache out of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REBALANCE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def _write_class(folder, count, level, rng, size):
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):

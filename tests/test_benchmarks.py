@@ -16,6 +16,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import classifier  # noqa: E402
 import data_sets  # noqa: E402
+import index  # noqa: E402
 import translator  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -114,3 +115,9 @@ def test_killed_work_ends_as_if_nothing_had_happened(tmp_path):
     row = json.loads((tmp_path / "kill.jsonl").read_text())
     assert row["fit"]["kills"] == row["generate"]["kills"] == 3
     assert row["fit"]["finished"] and row["generate"]["finished"]
+
+
+def test_every_way_of_reading_a_folder_finds_all_files(tmp_path):
+    index.write_files(tmp_path, 205)
+    assert {name: work(tmp_path) for name, work in index.WORKS.items()} == dict.fromkeys(index.WORKS, 205)
+    assert len({path.read_bytes() for path in tmp_path.rglob("*.jpg")}) == 205

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rebalance.errors import DamagedError, InputError
-from rebalance.index import ImageIndex, build_index, carve_validation, inspect_index
+from rebalance.index import ImageIndex, build, build_index, cache, carve_validation, inspect_index
 from rebalance.index.table import SCHEMA, SPLITS
 
 
@@ -801,3 +801,89 @@ def test_rows_name_usable_images_in_order():
     assert index.rows("train", "b").tolist() == [3, 4]
     assert index.rows("val", "a").tolist() == []
     assert dataclasses.replace(index, root=Path("/else")).counts("train") == {"a": 2, "b": 2}
+
+
+# The cache
+
+
+@pytest.fixture
+def looked_at(monkeypatch, tmp_path):
+    """Names of the files that are decoded, in a cache of the test's own, where files count as settled at once."""
+    monkeypatch.setenv("REBALANCE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "_SETTLED_NS", -(10**12))
+    names, look = [], build._look
+
+    def noting(root, entry):
+        names.append(f"{entry.path}{entry.member}")
+        return look(root, entry)
+
+    monkeypatch.setattr(build, "_look", noting)
+    return names
+
+
+def test_an_unchanged_data_set_is_not_decoded_again(image_folder, looked_at):
+    root = image_folder({"a": 300, "b": 3})
+    put(root / "b" / "text.jpg", b"words")
+    first = build_index(root)
+    assert len(looked_at) == 304
+    looked_at.clear()
+    again = build_index(root)
+    assert looked_at == [] and again.table.equals(first.table) and again.fingerprint == first.fingerprint
+
+
+def test_only_new_and_changed_files_are_decoded_again(image_folder, monkeypatch, looked_at):
+    root = image_folder({"a": 3, "b": 3})
+    build_index(root)
+    looked_at.clear()
+    put(root / "a" / "new.png", png(1))
+    put(root / "b" / "0001.png", png(2))
+    (root / "b" / "0002.png").unlink()
+    found = build_index(root)
+    assert sorted(looked_at) == ["a/new.png", "b/0001.png"]
+    looked_at.clear()
+    assert build_index(root).table.equals(found.table) and looked_at == []
+    monkeypatch.setenv("REBALANCE_CACHE", "")
+    assert build_index(root).table.equals(found.table) and len(looked_at) == 6
+
+
+def test_a_replaced_file_of_the_same_size_and_time_is_decoded_again(image_folder, looked_at):
+    root = image_folder({"a": 2})
+    first, path = build_index(root), root / "a" / "0000.png"
+    status, data = path.stat(), path.read_bytes()
+    looked_at.clear()
+    put(root / "a" / "other", data[:-1] + b"\0")
+    os.utime(root / "a" / "other", ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.replace(root / "a" / "other", path)
+    assert build_index(root).fingerprint != first.fingerprint and looked_at == ["a/0000.png"]
+
+
+def test_members_of_shards_are_remembered_until_the_shard_changes(tmp_path, looked_at):
+    tar = write_tar(tmp_path / "data" / "a.tar", [("1.png", png(1)), ("1.cls", b"cat")])
+    build_index(tar)
+    looked_at.clear()
+    build_index(tar)
+    assert looked_at == []
+    write_tar(tar, [("1.png", png(1)), ("1.cls", b"cat"), ("2.png", png(2)), ("2.cls", b"cat")])
+    assert build_index(tar).counts("train") == {"cat": 2} and len(looked_at) == 2
+
+
+def test_files_changed_just_before_are_looked_at_again(image_folder, monkeypatch, looked_at):
+    monkeypatch.setattr(cache, "_SETTLED_NS", 2_000_000_000)
+    root = image_folder({"a": 2})
+    os.utime(root / "a" / "0000.png", ns=(0, 0))
+    build_index(root)
+    looked_at.clear()
+    build_index(root)
+    assert looked_at == ["a/0001.png"], "its next change might have the same time"
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 no table", None])
+def test_a_cache_that_is_damaged_or_cannot_be_written_costs_time_only(image_folder, monkeypatch, looked_at, content):
+    root, folder = image_folder({"a": 2}), Path(os.environ["REBALANCE_CACHE"])
+    if content is None:
+        put(folder, b"a file where the folder should be")
+    else:
+        build_index(root)
+        put(next(folder.iterdir()), content)
+    looked_at.clear()
+    assert build_index(root).counts("train") == {"a": 2} and len(looked_at) == 2

@@ -1,23 +1,35 @@
-"""From entries to rows: every image is opened once, in parallel, and decoded fully."""
+"""From entries to rows: every image is opened once, in parallel, and decoded fully, unless it is known already."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 from tqdm import tqdm
 
 from rebalance import files, images
-from rebalance.index.readers import Entry, Listing, read_listing
+from rebalance.index.cache import FACT_NAMES, STAMP_SCHEMA, Facts, FactsCache, stamp_of
+from rebalance.index.readers import Entry, read_listing
 from rebalance.index.table import SCHEMA, ImageIndex
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+_CHUNK = 256
+_AHEAD = 64
 
 
 def build_index(data: Path, sublabel_column: str = "", progress: bool = False) -> ImageIndex:
     """Index a data set: an image folder, a manifest, or WebDataset shards.
+
+    What was found in files whose size, times and inode are as they were the last time is taken from the cache.
 
     Args:
         data: path of the data set.
@@ -28,56 +40,75 @@ def build_index(data: Path, sublabel_column: str = "", progress: bool = False) -
         InputError: the path has none of the forms. A bad image is a row with its reason, never an error.
     """
     listing = read_listing(Path(data), sublabel_column)
-    with ThreadPoolExecutor(max_workers=min(32, (os.cpu_count() or 1) + 2)) as pool:
-        facts = pool.map(lambda entry: _row(listing, entry), listing.entries)
-        bar = tqdm(facts, total=len(listing.entries), desc="index", unit="img", disable=not progress, leave=False)
-        table = _table(bar)
-    return ImageIndex(listing.root, listing.classes, table)
+    known = FactsCache.of(listing.root)
+    bar = tqdm(total=len(listing.entries), desc="index", unit="img", disable=not progress, leave=False)
+    with ThreadPoolExecutor(max_workers=min(32, (os.cpu_count() or 1) + 2)) as pool, bar:
+        parts, first = [], 0
+        for chunk in _in_order(pool, lambda entries: _facts_of(listing.root, entries, known), _chunks(listing.entries)):
+            parts.append(_table(listing.entries[first : first + len(chunk)], chunk, first))
+            first += len(chunk)
+            bar.update(len(chunk))
+    table = pa.concat_tables(parts) if parts else _table((), (), 0)
+    known.remember(table)
+    return ImageIndex(listing.root, listing.classes, table.select(SCHEMA.names).combine_chunks())
 
 
-def _table(rows: Iterable[dict[str, object]]) -> pa.Table:
-    columns: dict[str, list[object]] = {name: [] for name in SCHEMA.names}
-    for number, row in enumerate(rows):
-        columns["id"].append(number)
-        for name in SCHEMA.names[1:]:
-            columns[name].append(row[name])
-    return pa.table(columns, schema=SCHEMA)
+def _chunks(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
+    for first in range(0, len(entries), _CHUNK):
+        yield entries[first : first + _CHUNK]
 
 
-def _row(listing: Listing, entry: Entry) -> dict[str, object]:
-    row: dict[str, object] = {
-        "path": entry.path,
-        "member": entry.member,
-        "offset": entry.offset,
-        "class": entry.class_name,
-        "sublabel": entry.sublabel,
-        "split": entry.split,
-        "width": 0,
-        "height": 0,
-        "bytes": max(entry.size, 0),
-        "hash": "",
-        "status": "bad",
-        "reason": entry.reason,
+def _in_order(pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """Map in parallel with few items on their way, because a future for each of a million takes gigabytes."""
+    waiting: deque[Future[_Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) > _AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _table(entries: Sequence[Entry], facts: Sequence[Facts], first: int) -> pa.Table:
+    """Return the rows of entries, those of `SCHEMA` and of `STAMP_SCHEMA`."""
+    columns: dict[str, list[object]] = {
+        "id": list(range(first, first + len(entries))),
+        "path": [entry.path for entry in entries],
+        "member": [entry.member for entry in entries],
+        "offset": [entry.offset for entry in entries],
+        "class": [entry.class_name for entry in entries],
+        "sublabel": [entry.sublabel for entry in entries],
+        "split": [entry.split for entry in entries],
     }
+    for name in (*FACT_NAMES, *STAMP_SCHEMA.names):
+        columns[name] = [getattr(fact, name) for fact in facts]
+    return pa.table(columns, schema=pa.unify_schemas([SCHEMA, STAMP_SCHEMA]))
+
+
+def _facts_of(root: Path, entries: Sequence[Entry], known: FactsCache) -> list[Facts]:
+    return [known.find(entry, root) or _look(root, entry) for entry in entries]
+
+
+def _look(root: Path, entry: Entry) -> Facts:
+    """Read and decode one image."""
+    found = Facts(bytes=max(entry.size, 0), reason=entry.reason)
     if entry.reason:
-        return row
+        return found
     try:
-        data = _read(listing.root / entry.path, entry)
-        row["bytes"] = len(data)
-        row["hash"] = files.sha256_bytes(data)
+        status = os.stat(root / entry.path)
+        data = _read(root / entry.path, entry, status)
+        found = replace(found, bytes=len(data), hash=files.sha256_bytes(data), **stamp_of(status))
         size = images.probe(data)
-        row.update(width=size.width, height=size.height, status="ok")
+        return replace(found, width=size.width, height=size.height, status="ok")
     except images.BadImageError as error:
-        row["reason"] = str(error)
+        return replace(found, reason=str(error))
     except OSError as error:
-        row["reason"] = f"cannot be read: {error.strerror}"
+        return replace(found, reason=f"cannot be read: {error.strerror}")
     except ValueError as error:  # a NUL in a manifest's path
-        row["reason"] = f"cannot be read: {error}"
-    return row
+        return replace(found, reason=f"cannot be read: {error}")
 
 
-def _read(path: Path, entry: Entry) -> bytes:
-    status = path.stat()
+def _read(path: Path, entry: Entry, status: os.stat_result) -> bytes:
     if not stat.S_ISREG(status.st_mode):  # a pipe or a device could be waited for, or read, for ever
         raise images.BadImageError("not a file")
     size = status.st_size if entry.offset < 0 else entry.size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -167,17 +168,21 @@ def _walk(root: Path, folder: Path, class_name: str, split: str) -> Iterator[Ent
             if real not in seen:
                 seen.add(real)
                 subfolders.append(name)
+        below = Path(directory).relative_to(root).as_posix()  # once a folder: pathlib is slow
         for name in names:
             if not _hidden(name):
                 known = os.path.splitext(name)[1].lower() in EXTENSIONS
-                relative = Path(directory, name).relative_to(root).as_posix()
-                reason = "" if known else "not an image: unknown file ending"
-                yield _entry(relative, class_name, split, reason or _special(os.path.join(directory, name)))
+                reason = _special(f"{directory}/{name}") if known else "not an image: unknown file ending"
+                yield _entry(f"{below}/{name}", class_name, split, reason)
 
 
 def _special(path: str) -> str:
     """Why a pipe, socket or device is never opened: reading it could wait for ever; "" for anything else."""
-    return "not a file" if os.path.exists(path) and not os.path.isfile(path) else ""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return ""  # reading it gives the reason
+    return "" if stat.S_ISREG(mode) else "not a file"
 
 
 def _entry(path: str, class_name: str, split: str, reason: str) -> Entry:
@@ -189,6 +194,8 @@ def _entry(path: str, class_name: str, split: str, reason: str) -> Entry:
 
 def _readable(name: str) -> str:
     """Return a file's name with bytes that are not UTF-8 written out."""
+    if name.isascii():
+        return name
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
