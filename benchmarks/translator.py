@@ -40,15 +40,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 import rebalance
-from rebalance import files, frechet, images, reporting
+from rebalance import files, frechet, images, metrics, reporting
 from rebalance.config import Recipe, load_recipe
 from rebalance.config.options import to_mapping
 from rebalance.features import FeatureExtractor, make_extractor
 from rebalance.generation import LoadedRun, load_run
+from rebalance.shards import read_synthetic
 from rebalance.training import RunDirectory, reference_labels
 from rebalance.training.previews import draw_probe, source_dependence, translate_all
 
@@ -56,7 +56,6 @@ RESULTS = Path(__file__).parent / "results" / "translator.jsonl"
 N_IMAGES = 1000
 _CLASSIFIER_STEPS = {"digits": 600}
 _CHOSEN_BY_MACHINE = ("threads", "precision", "memory_format")
-_NEIGHBOURS = 5
 _DIMENSIONS = 64
 
 
@@ -127,8 +126,8 @@ class Judge:
             fd=distance.distance,
             floor=distance.floor,
             fd_train=frechet.frechet_distance(frechet.moments(small_test), frechet.moments(small_train)),
-            coverage=coverage(of_test, of_made),
-            coverage_train=coverage(of_test, of_train),
+            coverage=metrics.neighbourhoods(of_test, of_made).coverage,
+            coverage_train=metrics.neighbourhoods(of_test, of_train).coverage,
             nearest_real=nearest_real_ratios(of_train, of_test, of_made),
         )
 
@@ -147,17 +146,9 @@ def _edges(translations: torch.Tensor) -> torch.Tensor:
     return edges.reshape(*translations.shape[:2], *edges.shape[1:])
 
 
-def coverage(real: np.ndarray, made: np.ndarray) -> float:
-    """Coverage (Naeem et al., 2020) of real features (n, d) by made ones (m, d), with 5 neighbours."""
-    radii = NearestNeighbors(n_neighbors=_NEIGHBOURS + 1).fit(real).kneighbors(real)[0][:, -1]
-    nearest = NearestNeighbors(n_neighbors=1).fit(made).kneighbors(real)[0][:, 0]
-    return float((nearest <= radii).mean())
-
-
 def nearest_real_ratios(train: np.ndarray, test: np.ndarray, made: np.ndarray) -> tuple[float, float]:
     """Return median and 5th percentile of made images' distances to their nearest train image, over those of test."""
-    index = NearestNeighbors(n_neighbors=1).fit(train)
-    of_made, of_test = (np.percentile(index.kneighbors(x)[0], [50, 5]) for x in (made, test))
+    of_made, of_test = (np.percentile(metrics.nearest_distances(train, x), [50, 5]) for x in (made, test))
     ratios = of_made / of_test
     return float(ratios[0]), float(ratios[1])
 
@@ -224,7 +215,7 @@ def fit_and_generate(arguments: argparse.Namespace) -> tuple[LoadedRun, float | 
 def judge_all(run: LoadedRun, judge: Judge, shards: Path, seed: int) -> dict[str, ClassFigures]:
     """Judge every target of a run by its shards."""
     made: dict[str, list[np.ndarray]] = {target.name: [] for target in run.plan.targets}
-    for image in reporting.read_synthetic(shards):
+    for image in read_synthetic(shards):
         made[image.fields["class"]].append(image.pixels)
     return {
         target.name: judge.judge(

@@ -156,6 +156,26 @@ def verify(path: Path, as_json: bool, quiet: bool) -> None:
 
 
 @cli.command()
+@click.argument("synthetic", type=click.Path(path_type=Path))
+@click.option("--real", required=True, type=click.Path(path_type=Path), help="The real data set.")
+@click.option("--split", type=click.Choice(["test", "val", "train"]), help="Split of REAL.  [default: test, else val]")
+@click.option("--features", "extractor", type=click.Choice(["efficientnet", "inception"]), help="[default: the run's]")
+@click.option("--input-px", type=int, help="Side of the images that efficientnet sees.  [default: the run's, else 224]")
+@click.option("--weights", type=click.Path(path_type=Path), help="Inception weights.")
+@click.option("--square", type=click.Choice(["crop", "pad", "squash"]), help="How real images become square.")
+@click.option("--dimensions", type=int, default=64, show_default=True, help="Principal components of FD, at most.")
+@click.option("--max-images", type=int, default=5000, show_default=True, help="Images of a class and side, at most.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all draws.")
+@_options(_device, _json, _quiet)
+def evaluate(synthetic: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Compare SYNTHETIC, an output of generate or any images in class folders, with held-out real images."""
+    from rebalance import evaluation, reporting
+
+    result = evaluation.evaluate(synthetic, progress=not quiet, **options)
+    _emit(result, reporting.evaluation_text(result), as_json)
+
+
+@cli.command()
 @click.argument("name", required=False)
 def recipes(name: str | None) -> None:
     """List the recipes, or print one as a starting point for your own."""

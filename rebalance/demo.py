@@ -70,6 +70,7 @@ def run_demo(out: Path, quick: bool, run_command: Callable[[list[str]], int]) ->
         ["fit", str(data), "--run", str(run), *request],
         ["generate", str(run), "--out", str(shards)],
         ["verify", str(shards)],
+        ["evaluate", str(shards), "--real", str(data)],
     ]
     for command in commands:
         click.secho(f"\n$ rebalance {shlex.join(command)}", bold=True)

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from rebalance import files, images
+from rebalance import images
+from rebalance.evaluation import ClassEvaluation, Evaluation
 from rebalance.index import Inspection
 from rebalance.planning import Plan
-from rebalance.shards import GenerationResult, Verification
-from rebalance.shards.manifest import MANIFEST
+from rebalance.shards import GenerationResult, ShardImage, Verification, read_synthetic
 from rebalance.training import FitResult, RunDirectory, RunVerification
 
 _BAR_WIDTH = 30
@@ -159,6 +154,46 @@ def generation_text(result: GenerationResult) -> str:
     return "\n".join(lines)
 
 
+def evaluation_text(evaluation: Evaluation) -> str:
+    """Return a table of the figures, what they are measured with, and what could not be measured."""
+    header = ["class", "synthetic", "real", "FD", "floor", "KID", "precision", "recall", "density", "coverage",
+              "memorised", "taken for it", "real ones"]  # fmt: skip
+    rows = [[_figure(value) for value in _evaluation_row(of_class)] for of_class in evaluation.classes]
+    mean = evaluation.mean
+    names = ("precision", "recall", "density", "coverage", "memorised", "agreement", "agreement_real")
+    rows.append(["mean", "", "", *(_figure(mean.get(name)) for name in ("fd", "", "kid", *names))])
+    bias = [
+        f"  {of_class.class_name}: bias of FD {of_class.fd.bias:.3g}, in {of_class.fd.dimensions} dimensions"
+        for of_class in evaluation.classes
+        if of_class.fd
+    ]
+    notes = [f"  {of_class.class_name}: {note}" for of_class in evaluation.classes for note in of_class.notes]
+    seen = ["", "The real images are those that models are trained on."] if evaluation.split == "train" else []
+    return "\n".join(
+        [
+            table(header, rows), "",
+            f"real images of split {evaluation.split}; features {evaluation.features}; seed {evaluation.seed}",
+            *bias, *notes, *seen,
+        ]
+    )  # fmt: skip
+
+
+def _evaluation_row(of_class: ClassEvaluation) -> list[object]:
+    fd, kid, near = of_class.fd, of_class.kid, of_class.neighbourhoods
+    return [
+        of_class.class_name, of_class.n_synthetic, of_class.n_real, fd and fd.distance, fd and fd.floor,
+        kid and f"{kid.value:.3f} ± {kid.error:.3f}", *((near and getattr(near, name)) for name in
+        ("precision", "recall", "density", "coverage")), of_class.memorised, of_class.agreement,
+        of_class.agreement_real,
+    ]  # fmt: skip
+
+
+def _figure(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
 def verification_text(verification: Verification | RunVerification) -> str:
     """Return what was checked, and every problem."""
     if isinstance(verification, RunVerification):
@@ -168,30 +203,6 @@ def verification_text(verification: Verification | RunVerification) -> str:
     lines += [f"{problem.file}: {problem.what}" for problem in verification.problems]
     lines.append("damaged or incomplete" if verification.problems else "all is well")
     return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class ShardImage:
-    """A synthetic image of a shard with what its JSON says."""
-
-    pixels: np.ndarray
-    fields: dict[str, Any]
-
-
-def read_synthetic(out: Path) -> Iterator[ShardImage]:
-    """Yield the synthetic images of a complete output."""
-    for shard in files.read_sealed_json(out / MANIFEST)["shards"]:
-        if not shard["shard"].startswith("synthetic"):
-            continue
-        with tarfile.open(out / shard["shard"], "r:") as archive:
-            image: Image.Image | None = None
-            for member in archive:
-                file = archive.extractfile(member)
-                data = file.read() if file else b""
-                if member.name.endswith(".json") and image is not None:
-                    yield ShardImage(np.asarray(image).reshape(*image.size[::-1], -1), json.loads(data))
-                elif not member.name.endswith((".cls", ".json")):
-                    image = Image.open(io.BytesIO(data))
 
 
 _TITLES = ("real", "synthetic", "its source", "its reference")

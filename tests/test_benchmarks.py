@@ -22,18 +22,6 @@ import translator  # noqa: E402
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def points(*values: float) -> np.ndarray:
-    return np.array(values, np.float32)[:, None]
-
-
-def test_coverage_counts_real_points_with_a_made_one_within_their_fifth_neighbour():
-    real = points(0, 1, 2, 3, 4, 5, 100, 101, 102, 103, 104, 105)
-    assert translator.coverage(real, real) == 1
-    assert translator.coverage(real, points(0)) == 0.5
-    assert translator.coverage(real, points(50)) == 0
-    assert translator.coverage(real, points(2, 102)) == 1
-
-
 def test_copies_are_nearer_to_train_than_test_images_are():
     rng = np.random.default_rng(0)
     train, test, other = (rng.standard_normal((300, 4)).astype(np.float32) for _ in range(3))

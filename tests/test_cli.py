@@ -80,7 +80,7 @@ def test_version_and_launchers():
 
 def test_every_command_has_help():
     listed = run("--help").stdout
-    for command in ("inspect", "plan", "fit", "generate", "verify", "recipes", "demo"):
+    for command in ("inspect", "plan", "fit", "generate", "verify", "evaluate", "recipes", "demo"):
         assert command in listed
         assert run(command, "--help").stdout.startswith(f"Usage: rebalance {command}")
 
@@ -196,7 +196,7 @@ def test_the_demonstration_leaves_a_contact_sheet(tmp_path):
     with Image.open(tmp_path / "demo" / "contact-sheet.png") as sheet:
         assert min(sheet.size) > 300
     assert str(tmp_path / "demo" / "contact-sheet.png") in result.stdout
-    for command in ("inspect", "plan", "fit", "generate", "verify"):
+    for command in ("inspect", "plan", "fit", "generate", "verify", "evaluate"):
         assert f"$ rebalance {command} " in result.stdout
 
     classifier = ROOT / "examples" / "train_classifier.py"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed
 import webdataset
@@ -113,3 +116,28 @@ def load_shards(
     if missing:
         raise InputError("shards are missing", value=missing[:5], remedy="Run the same `rebalance generate` again")
     return ShardDataset(tars, manifest["images"], transform, shuffle, seed, even)
+
+
+@dataclass(frozen=True)
+class ShardImage:
+    """A synthetic image of a shard with what its JSON says."""
+
+    picture: Image.Image
+    fields: dict[str, Any]
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """The image as (H, W, C) uint8."""
+        return np.asarray(self.picture).reshape(*self.picture.size[::-1], -1)
+
+
+def read_synthetic(out: Path) -> Iterator[ShardImage]:
+    """Yield the synthetic images of a complete output."""
+    for shard in files.read_sealed_json(out / MANIFEST)["shards"]:
+        if not shard["shard"].startswith("synthetic"):
+            continue
+        for sample in webdataset.WebDataset(str(out / shard["shard"]), shardshuffle=False):
+            data = next(sample[key] for key in _IMAGE_KEYS if key in sample)
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
+            yield ShardImage(image, json.loads(sample["json"]))

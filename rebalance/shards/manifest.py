@@ -67,6 +67,8 @@ def _manifest(
         "version": __version__,
         "fingerprint": request.fingerprint,
         "request": request.to_json(),
+        "square": run.recipe.data.square,
+        "features": {"extractor": run.recipe.features.extractor, "input_px": run.recipe.features.input_px},
         "images": sum(marker["images"] for marker in markers.values()),
         "classes": classes,
         "calibration": {name: calibration.to_json() for name, calibration in calibrations.items()},
