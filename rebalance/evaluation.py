@@ -42,6 +42,7 @@ class ClassEvaluation:
         n_real: held-out real images compared.
         n_train: real train images.
         fd: Fréchet distance in principal components of real features, with n, d, bias and floor.
+        fid: Fréchet distance in all dimensions with plain covariances, for comparison with papers at equal n.
         kid: kernel distance with its standard error.
         neighbourhoods: precision, recall, density and coverage.
         memorised: share of synthetic images nearer to a real train image than 99% of the held-out ones are.
@@ -55,6 +56,7 @@ class ClassEvaluation:
     n_real: int
     n_train: int
     fd: frechet.FrechetResult | None
+    fid: float | None
     kid: metrics.KernelDistance | None
     neighbourhoods: metrics.Neighbourhoods | None
     memorised: float | None
@@ -312,6 +314,7 @@ class _Comparison:
             n_real=len(real),
             n_train=len(train),
             fd=measured("FD", lambda: frechet.compare(*small, draws=_FLOOR_DRAWS, seed=self.seed)),
+            fid=measured("FID", lambda: frechet.unreduced_distance(real, synthetic)),
             kid=measured("KID", lambda: metrics.kernel_distance(real, synthetic, self.seed)),
             neighbourhoods=measured("neighbourhoods", lambda: metrics.neighbourhoods(real, synthetic)),
             memorised=metrics.memorised_share(train, real, synthetic) if with_train and self.split != "train" else None,
@@ -331,7 +334,7 @@ def _mean(classes: Sequence[ClassEvaluation]) -> dict[str, float]:
             yield "kid", of_class.kid.value
         if of_class.neighbourhoods:
             yield from asdict(of_class.neighbourhoods).items()
-        for name in ("memorised", "agreement", "agreement_real"):
+        for name in ("fid", "memorised", "agreement", "agreement_real"):
             value = getattr(of_class, name)
             if value is not None:
                 yield name, value

@@ -133,3 +133,38 @@ def compare(real: np.ndarray, synthetic: np.ndarray, *, draws: int, seed: int) -
         n_synthetic=len(synthetic),
         dimensions=real.shape[1],
     )
+
+
+def unreduced_distance(real: np.ndarray, synthetic: np.ndarray) -> float:
+    """Squared Fréchet distance in all dimensions with plain covariances; of Inception features it is the papers' FID.
+
+    Few images make it too large, so it compares only with figures for as many images. Covariances of fewer images than
+    dimensions are singular: the trace of the square root is then taken as the sum of the singular values of the product
+    of the centred features, which needs neither covariance.
+
+    Args:
+        real: (n, d) features.
+        synthetic: (m, d) features.
+
+    Raises:
+        InputError: fewer than 2 images on a side, or values that are not finite.
+    """
+    sides = []
+    for features in (real, synthetic):
+        if len(features) < 2:
+            raise InputError("a Fréchet distance needs at least 2 images on each side", value=len(features))
+        if not np.isfinite(features).all():
+            raise InputError("features contain values that are not finite")
+        mean = features.mean(0, dtype=np.float64)
+        sides.append((mean, (features - mean) / np.sqrt(len(features) - 1)))
+    (mean, first), (other_mean, second) = sides
+    few, many = (first, second) if len(first) <= len(second) else (second, first)
+    if len(few) < few.shape[1]:
+        product = few @ many.T
+        eigenvalues = np.linalg.eigvalsh(product @ product.T)
+    else:
+        values, vectors = np.linalg.eigh(few.T @ few)
+        root = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
+        eigenvalues = np.linalg.eigvalsh(root @ (many.T @ many) @ root)
+    cross = np.sqrt(eigenvalues.clip(min=0)).sum()
+    return float(np.square(mean - other_mean).sum() + np.square(first).sum() + np.square(second).sum() - 2 * cross)

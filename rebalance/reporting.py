@@ -156,12 +156,12 @@ def generation_text(result: GenerationResult) -> str:
 
 def evaluation_text(evaluation: Evaluation) -> str:
     """Return a table of the figures, what they are measured with, and what could not be measured."""
-    header = ["class", "synthetic", "real", "FD", "floor", "KID", "precision", "recall", "density", "coverage",
+    header = ["class", "synthetic", "real", "FD", "floor", "FID", "KID", "precision", "recall", "density", "coverage",
               "memorised", "taken for it", "real ones"]  # fmt: skip
     rows = [[_figure(value) for value in _evaluation_row(of_class)] for of_class in evaluation.classes]
     mean = evaluation.mean
     names = ("precision", "recall", "density", "coverage", "memorised", "agreement", "agreement_real")
-    rows.append(["mean", "", "", *(_figure(mean.get(name)) for name in ("fd", "", "kid", *names))])
+    rows.append(["mean", "", "", *(_figure(mean.get(name)) for name in ("fd", "", "fid", "kid", *names))])
     bias = [
         f"  {of_class.class_name}: bias of FD {of_class.fd.bias:.3g}, in {of_class.fd.dimensions} dimensions"
         for of_class in evaluation.classes
@@ -181,7 +181,7 @@ def evaluation_text(evaluation: Evaluation) -> str:
 def _evaluation_row(of_class: ClassEvaluation) -> list[object]:
     fd, kid, near = of_class.fd, of_class.kid, of_class.neighbourhoods
     return [
-        of_class.class_name, of_class.n_synthetic, of_class.n_real, fd and fd.distance, fd and fd.floor,
+        of_class.class_name, of_class.n_synthetic, of_class.n_real, fd and fd.distance, fd and fd.floor, of_class.fid,
         kid and f"{kid.value:.3f} ± {kid.error:.3f}", *((near and getattr(near, name)) for name in
         ("precision", "recall", "density", "coverage")), of_class.memorised, of_class.agreement,
         of_class.agreement_real,

