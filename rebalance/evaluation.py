@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,17 +16,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from rebalance import files, frechet, images, metrics
-from rebalance.config import FeatureOptions
+from rebalance.config import DataOptions, FeatureOptions
 from rebalance.devices import choose_device
 from rebalance.errors import InputError
 from rebalance.features import FeatureExtractor, make_extractor
-from rebalance.index import ImageIndex, build_index
+from rebalance.index import ImageIndex, build_index, carve_validation
 from rebalance.index.table import SPLITS
 from rebalance.shards import read_synthetic
-from rebalance.shards.manifest import MANIFEST
+from rebalance.shards.manifest import MANIFEST, REQUEST
 
 RESULT = "evaluation.json"
-SQUARES = ("crop", "pad", "squash")
+_MAX_SIDE_PX = 1024
 _FLOOR_DRAWS = 20
 _CLASSIFIER_IMAGES = 500
 
@@ -40,7 +41,7 @@ class ClassEvaluation:
         class_name: the class.
         n_synthetic: synthetic images compared.
         n_real: held-out real images compared.
-        n_train: real train images.
+        n_train: real train images compared.
         fd: Fréchet distance in principal components of real features, with n, d, bias and floor.
         fid: Fréchet distance in all dimensions with plain covariances, for comparison with papers at equal n.
         kid: kernel distance with its standard error.
@@ -92,22 +93,23 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Look:
-    """How images are looked at, the same for real and synthetic ones."""
+    """How images are looked at, the same for real and synthetic ones: as colour squares of one size."""
 
     size_px: int
-    channels: int
     square: str
     encoding: tuple[str, int] | None
 
     def of_real(self, image: Image.Image) -> np.ndarray:
         """Bring a real image to the synthetic ones' shape and through their file format."""
-        pixels = images.to_square(image, self.size_px, self.channels, self.square)
+        pixels = self.of_synthetic(image)
         if self.encoding is None:
             return pixels
+        if image.mode == "L":
+            pixels = pixels[..., :1]
         return self.of_synthetic(Image.open(io.BytesIO(images.encode(pixels, *self.encoding))))
 
     def of_synthetic(self, image: Image.Image) -> np.ndarray:
-        return images.to_square(image, self.size_px, self.channels, self.square)
+        return images.to_square(image, self.size_px, 3, self.square)
 
 
 def evaluate(
@@ -130,7 +132,7 @@ def evaluate(
     Args:
         synthetic: an output of `generate`, or an image folder, manifest or shards made by anything else.
         real: the real data set.
-        split: "test", "val" or "train"; by default test, else val.
+        split: "test", "val" or "train"; by default test, else val, which the run may have held out itself.
         extractor: "efficientnet" or "inception"; by default that of the run, else efficientnet.
         input_px: side to which images are resized for efficientnet; by default the run's, else 224.
         weights: Inception weights.
@@ -146,18 +148,16 @@ def evaluate(
     """
     _check(split, square, dimensions, max_images, seed)
     synthetic = Path(synthetic)
+    manifest = _manifest(synthetic)
     index = build_index(Path(real), progress=progress)
-    manifest = files.read_sealed_json(synthetic / MANIFEST) if (synthetic / MANIFEST).is_file() else {}
+    index = carve_validation(index, **manifest["validation"]) if manifest else index
     chosen = _split(index, split)
-    made = _synthetic(synthetic, manifest, max_images, seed, progress)
+    made = _of_output(synthetic, max_images) if manifest else _of_folder(synthetic, max_images, seed, progress)
     _check_classes(made, index, chosen)
     look = _look(made, manifest, square)
     options = _features(manifest, extractor, input_px, weights)
     comparison = _Comparison(index, chosen, look, make_extractor(options, choose_device(device)), max_images, seed)
-    names = [name for name in index.classes if name in made]
-    classes = comparison.classes(
-        {name: [look.of_synthetic(image) for image in made[name]] for name in names}, dimensions
-    )
+    classes = comparison.classes({name: made[name] for name in index.classes if name in made}, dimensions)
     result = Evaluation(synthetic, chosen, comparison.extractor.name, seed, classes, _mean(classes))
     if manifest:
         files.write_json(synthetic / RESULT, {**result.to_json(), "images": ""})
@@ -167,8 +167,8 @@ def evaluate(
 def _check(split: str | None, square: str | None, dimensions: int, max_images: int, seed: int) -> None:
     if split is not None and split not in SPLITS:
         raise InputError("--split is unknown", value=split, allowed=", ".join(SPLITS))
-    if square is not None and square not in SQUARES:
-        raise InputError("--square is unknown", value=square, allowed=", ".join(SQUARES))
+    if square is not None:
+        DataOptions(square=square)
     for option, value, least in (("--dimensions", dimensions, 1), ("--max-images", max_images, 2), ("--seed", seed, 0)):
         if value < least:
             raise InputError(option, value=value, allowed=f"{least} or more")
@@ -189,33 +189,50 @@ def _split(index: ImageIndex, split: str | None) -> str:
     return split
 
 
-def _synthetic(
-    path: Path, manifest: Mapping[str, Any], max_images: int, seed: int, progress: bool
-) -> dict[str, list[Image.Image]]:
-    """Return synthetic images by class: the first of a seeded output, a seeded draw of any other."""
-    found: dict[str, list[Image.Image]] = {}
-    if manifest:
-        for image in read_synthetic(path):
-            kept = found.setdefault(image.fields["class"], [])
-            if len(kept) < max_images:
-                kept.append(image.picture)
-        return found
-    index = build_index(path, progress=progress)
-    for label, name in enumerate(index.classes):
-        rows = np.concatenate([index.rows(split, name) for split in SPLITS])
-        if len(rows):
-            found[name] = [index.load(int(row)) for row in _at_most(rows, max_images, (seed, label))]
+@dataclass(frozen=True)
+class _Picture:
+    """A synthetic image: its larger side, and how to get it."""
+
+    side_px: int
+    load: Callable[[], Image.Image]
+
+
+def _manifest(synthetic: Path) -> dict[str, Any]:
+    """Return the manifest of an output of `generate`, empty for anything else."""
+    if (synthetic / MANIFEST).is_file() and (synthetic / REQUEST).is_file():
+        return files.read_sealed_json(synthetic / MANIFEST)
+    if (synthetic / REQUEST).is_file():
+        raise InputError(
+            "SYNTHETIC is not complete: it has no manifest.json",
+            value=str(synthetic),
+            remedy="Run the same `rebalance generate` again",
+        )
+    return {}
+
+
+def _of_output(out: Path, max_images: int) -> dict[str, list[_Picture]]:
+    """Return the first synthetic images of each class, whose order is seeded."""
+    found: dict[str, list[_Picture]] = {}
+    for image in read_synthetic(out):
+        kept = found.setdefault(image.fields["class"], [])
+        if len(kept) < max_images:
+            kept.append(_Picture(max(image.picture.size), image.picture.copy))
     return found
 
 
-def _at_most(rows: np.ndarray, n: int, key: tuple[int, ...]) -> np.ndarray:
-    """Return at most n rows of an array, drawn by a key, in their order."""
-    if len(rows) <= n:
-        return rows
-    return rows[np.sort(np.random.default_rng(key).choice(len(rows), n, replace=False))]
+def _of_folder(path: Path, max_images: int, seed: int, progress: bool) -> dict[str, list[_Picture]]:
+    """Return a seeded draw of the images of each class; each is decoded when it is looked at."""
+    index, found = build_index(path, progress=progress), {}
+    sides = np.maximum(index.column("width"), index.column("height"))
+    for label, name in enumerate(index.classes):
+        rows = np.concatenate([index.rows(split, name) for split in SPLITS])
+        if len(rows):
+            chosen = metrics.at_most(rows, max_images, seed, label).tolist()
+            found[name] = [_Picture(int(sides[row]), functools.partial(index.load, row)) for row in chosen]
+    return found
 
 
-def _check_classes(made: Mapping[str, Sequence[Image.Image]], index: ImageIndex, split: str) -> None:
+def _check_classes(made: Mapping[str, Sequence[_Picture]], index: ImageIndex, split: str) -> None:
     if not made:
         raise InputError("there is no synthetic image")
     unknown = sorted(name for name in made if name not in index.classes)
@@ -228,12 +245,11 @@ def _check_classes(made: Mapping[str, Sequence[Image.Image]], index: ImageIndex,
         raise InputError(f"DATA has no {split} image of any class that has synthetic ones", value=absent[:5])
 
 
-def _look(made: Mapping[str, Sequence[Image.Image]], manifest: Mapping[str, Any], square: str | None) -> _Look:
-    first = next(iter(made.values()))[0]
+def _look(made: Mapping[str, Sequence[_Picture]], manifest: Mapping[str, Any], square: str | None) -> _Look:
     request = manifest.get("request", {})
+    largest = max(picture.side_px for pictures in made.values() for picture in pictures)
     return _Look(
-        size_px=max(first.size),
-        channels=1 if first.mode == "L" else 3,
+        size_px=min(largest, _MAX_SIDE_PX),
         square=square or manifest.get("square", "crop"),
         encoding=(request["file_format"], request["quality"]) if request else None,
     )
@@ -261,18 +277,22 @@ class _Comparison:
     max_images: int
     seed: int
 
-    def classes(self, made: Mapping[str, Sequence[np.ndarray]], dimensions: int) -> tuple[ClassEvaluation, ...]:
-        real = {name: self._real(self.split, name, self.max_images) for name in self.index.classes}
+    def classes(self, made: Mapping[str, Sequence[_Picture]], dimensions: int) -> tuple[ClassEvaluation, ...]:
+        real = {name: self._real(self.split, name) for name in self.index.classes}
+        train = real if self.split == "train" else {name: self._real("train", name) for name in self.index.classes}
         projection = frechet.fit_projection(np.concatenate(list(real.values())), dimensions)
-        train = {name: self._real("train", name, self.max_images) for name in self.index.classes}
         predict = self._classifier(train)
         return tuple(
-            self._of_class(name, self.extractor.extract_all(pixels), real[name], train[name], projection.apply, predict)
-            for name, pixels in made.items()
+            self._of_class(name, self._synthetic(pictures), real[name], train[name], projection.apply, predict)
+            for name, pictures in made.items()
         )
 
-    def _real(self, split: str, name: str, n: int) -> np.ndarray:
-        rows = _at_most(self.index.rows(split, name), n, (self.seed, SPLITS.index(split), self.index.label(name)))
+    def _synthetic(self, pictures: Sequence[_Picture]) -> np.ndarray:
+        return self.extractor.extract_all(self.look.of_synthetic(picture.load()) for picture in pictures)
+
+    def _real(self, split: str, name: str) -> np.ndarray:
+        key = (self.seed, SPLITS.index(split), self.index.label(name))
+        rows = metrics.at_most(self.index.rows(split, name), self.max_images, *key)
         return self.extractor.extract_all(self.look.of_real(self.index.load(int(row))) for row in rows)
 
     def _classifier(self, train: Mapping[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray] | None:
@@ -280,7 +300,7 @@ class _Comparison:
         names = [name for name, features in train.items() if len(features)]
         if len(names) < 2:
             return None
-        parts = [_at_most(train[name], _CLASSIFIER_IMAGES, (self.seed, self.index.label(name))) for name in names]
+        parts = [metrics.at_most(train[name], _CLASSIFIER_IMAGES, self.seed, self.index.label(name)) for name in names]
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000, class_weight="balanced"))
         model.fit(np.concatenate(parts), np.repeat(names, [len(part) for part in parts]))
         return model.predict

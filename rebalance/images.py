@@ -91,6 +91,8 @@ def decode(data: bytes) -> Image.Image:
         raise BadImageError("not an image") from error
     except Image.DecompressionBombError as error:
         raise BadImageError("too large: decompression bomb") from error
+    except MemoryError as error:
+        raise BadImageError("not enough memory to decode it") from error
     except Exception as error:  # Pillow's decoders raise many kinds; each means that the file is unusable
         kind = "truncated" if "truncated" in str(error).lower() else "damaged"
         raise BadImageError(f"{kind}: {error}") from error

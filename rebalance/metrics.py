@@ -14,6 +14,7 @@ NEIGHBOURS = 5
 MAX_KERNEL_IMAGES = 5000
 MEMORISED_PERCENTILE = 1.0
 _BLOCK = 2048
+_COPY = 1e-3
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,7 @@ def kernel_distance(real: np.ndarray, synthetic: np.ndarray, seed: int = 0) -> K
         InputError: fewer than 3 images on a side, or values that are not finite.
     """
     real, synthetic = _checked(real, synthetic, 3)
-    generator = np.random.default_rng(seed)
-    first, second = (_at_most(features, MAX_KERNEL_IMAGES, generator) for features in (real, synthetic))
+    first, second = (at_most(x, MAX_KERNEL_IMAGES, seed, side) for side, x in enumerate((real, synthetic)))
     n, m = len(first), len(second)
     within_first, within_second = _kernel_sums(first, first, True), _kernel_sums(second, second, True)
     across_first, across_second = _kernel_sums(first, second, False), _kernel_sums(second, first, False)
@@ -88,10 +88,6 @@ def _left_out(within: np.ndarray, across: np.ndarray, n_other: int) -> np.ndarra
     """What the estimate would be without each image of one side, but for a constant."""
     n = len(within)
     return (within.sum() - 2 * within) / ((n - 1) * (n - 2)) - 2 * (across.sum() - across) / ((n - 1) * n_other)
-
-
-def _at_most(features: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:
-    return features if len(features) <= n else features[np.sort(generator.choice(len(features), n, replace=False))]
 
 
 def _kernel_sums(rows: np.ndarray, columns: np.ndarray, same: bool) -> np.ndarray:
@@ -152,6 +148,18 @@ def nearest_distances(train: np.ndarray, features: np.ndarray) -> np.ndarray:
 
 
 def memorised_share(train: np.ndarray, held_out: np.ndarray, synthetic: np.ndarray) -> float:
-    """Return the share of synthetic images that lie nearer to a train image than 99% of held-out real ones do."""
-    threshold = np.percentile(nearest_distances(train, held_out), MEMORISED_PERCENTILE)
+    """Return the share of synthetic images that lie nearer to a train image than 99% of held-out real ones do.
+
+    Held-out images that are themselves copies of train images say nothing of that and are left out.
+    """
+    distances = nearest_distances(train, held_out)
+    own = distances[distances > _COPY * np.median(distances)]
+    threshold = np.percentile(own, MEMORISED_PERCENTILE) if len(own) else np.inf
     return float((nearest_distances(train, synthetic) < threshold).mean())
+
+
+def at_most(rows: np.ndarray, n: int, *key: int) -> np.ndarray:
+    """Return at most n rows of an array, drawn by a key, in their order."""
+    if len(rows) <= n:
+        return rows
+    return rows[np.sort(np.random.default_rng(key).choice(len(rows), n, replace=False))]

@@ -197,7 +197,9 @@ def _figure(value: object) -> str:
 def verification_text(verification: Verification | RunVerification) -> str:
     """Return what was checked, and every problem."""
     if isinstance(verification, RunVerification):
-        lines = [f"{model}: checkpoints of steps {steps}" for model, steps in verification.checkpoints.items()]
+        steps = {model: ", ".join(map(str, kept)) for model, kept in verification.checkpoints.items()}
+        lines = [f"{model}: checkpoints of steps {kept}" for model, kept in steps.items()]
+        lines += [f"{model}: not finished; the same `rebalance fit` goes on" for model in verification.unfinished]
     else:
         lines = [f"{verification.shards} shards, {verification.images} images checked"]
     lines += [f"{problem.file}: {problem.what}" for problem in verification.problems]

@@ -4,6 +4,7 @@ import random
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from toys import tiny_recipe, write_classes
 import rebalance
 from rebalance import files, shards
 from rebalance.errors import RebalanceError
+from rebalance.modalities import Modalities
 from rebalance.training import Trainer, fit
+from rebalance.training.fit import Fitting
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -93,7 +96,9 @@ def noticed(path: Path, folder: Path) -> bool:
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_verify_notices_damage_to_any_file(made, tmp_path, place, damage):
     folder, rng = Path(shutil.copytree(made / place, tmp_path / place)), random.Random(0)
-    assert rebalance.verify(folder).exit_code == 0
+    before = rebalance.verify(folder)
+    assert before.exit_code == 0
+    assert getattr(before, "unfinished", ()) == (("joint",) if place == "begun" else ())
     for path in everything(folder):
         if damage is remove and path.parent.name == "calibration":
             continue  # it is measured again when it is asked for
@@ -190,3 +195,46 @@ def test_a_sealed_file_reads_back_and_notices_every_changed_bit(tmp_path, value)
         changed[position // 8] ^= 1 << position % 8
         path.write_bytes(changed)
         assert "damaged" in attempt(lambda: files.read_sealed_json(path)), position
+
+
+def test_a_lost_picture_is_drawn_again_and_touches_nothing_else(made, tmp_path, monkeypatch):
+    run = Path(shutil.copytree(made / "run", tmp_path / "run"))
+    before = contents(run)
+    (run / "previews" / "modalities.png").unlink()
+    monkeypatch.setattr(Fitting, "_find_modalities", None)  # they are intact
+    fit(made / "data", run, RECIPE, balance=BALANCE)
+    assert contents(run) == before
+
+
+def test_modalities_that_come_out_otherwise_are_refused(made, tmp_path, monkeypatch):
+    run = Path(shutil.copytree(made / "begun", tmp_path / "run"))
+    (run / "modalities.parquet").unlink()
+    before, found = contents(run), Fitting._find_modalities
+
+    def other(self: Fitting, store: object) -> Modalities:
+        right = found(self, store)
+        return replace(right, modality_ids=right.modality_ids[::-1].copy())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fitting, "_find_modalities", other)
+        assert "cannot be made as it was" in attempt(lambda: fit(made / "data", run, RECIPE, balance=BALANCE))
+    assert contents(run) == before
+    fit(made / "data", run, RECIPE, balance=BALANCE)
+    weights = "step-00000008/*.safetensors"
+    assert contents(run, weights) == contents(made / "run", weights)
+
+
+@pytest.mark.parametrize("text", ["NaN", '{"a": 1e999}', '{"a": "\\udead"}', "[1]", "[" * 100_000])
+def test_values_that_are_never_written_are_damage(tmp_path, text):
+    (tmp_path / "sealed.json").write_text(text)
+    assert "is damaged" in attempt(lambda: files.read_sealed_json(tmp_path / "sealed.json"))
+
+
+def test_a_manifest_cannot_name_a_command_or_leave_its_folder(made, tmp_path):
+    out = Path(shutil.copytree(made / "out", tmp_path / "a{b,c}::d"))
+    assert len(list(rebalance.load_shards(out))) == 12
+    manifest = files.read_sealed_json(out / "manifest.json")
+    for name in ("pipe:touch pwned; cat x.tar", "../run/synthetic-000000.tar"):
+        manifest["shards"][0]["shard"] = name
+        files.write_sealed_json(out / "manifest.json", manifest)
+        assert "is no shard" in attempt(lambda: rebalance.load_shards(out))

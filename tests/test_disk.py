@@ -21,6 +21,14 @@ RECIPE = tiny_recipe(filtering={"pool_images": 8, "floor_draws": 2, "dimensions"
 GENERATION = {"shard_size": 6, "max_fid": "1000x", "device": "cpu"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_cache() -> Iterator[None]:
+    """Let only writes of the work itself be counted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REBALANCE_CACHE", "")
+        yield
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     """Data, a run and an output that nothing disturbed."""

@@ -132,7 +132,7 @@ def test_classes_that_real_images_lack_or_have_only_in_train(real, tmp_path):
     [
         ({"split": "val"}, "DATA has no val images; allowed: train \\(82\\), test \\(90\\)"),
         ({"split": "tests"}, "--split is unknown"),
-        ({"square": "round"}, "--square is unknown"),
+        ({"square": "round"}, "square"),
         ({"dimensions": 0}, "--dimensions; got 0"),
         ({"max_images": 1}, "--max-images; got 1"),
         ({"input_px": 8}, "input_px"),
@@ -163,3 +163,31 @@ def test_colour_and_gray_real_images_are_brought_to_the_synthetic_ones(tmp_path)
         Image.fromarray(rng.integers(0, 256, (10, 10), dtype=np.uint8)).save(made / f"{number}.png")
     result = evaluate(made.parent, data, split="train", **FAST)
     assert figures(result, "poor").fd.n_real == 8
+
+
+def test_an_output_is_compared_with_what_its_run_held_out(tmp_path):
+    data = write_classes(tmp_path / "data", {"poor": 20, "rich": 40}, side=8)
+    recipe = tiny_recipe(data={"val_fraction": 0.2}, training={"steps": 1}, generation={"batch": 4})
+    fit(data, tmp_path / "run", recipe, balance={"poor": 22})
+    shards.generate(tmp_path / "run", tmp_path / "out", include_real=True, device="cpu")
+    result = evaluate(tmp_path / "out", data, dimensions=4, device="cpu")
+    poor = figures(result, "poor")
+    assert (result.split, poor.n_synthetic, poor.n_real, poor.n_train) == ("val", 6, 4, 16)
+    (tmp_path / "out" / "manifest.json").unlink()
+    with pytest.raises(InputError, match="not complete"):
+        evaluate(tmp_path / "out", data, device="cpu")
+
+
+def test_small_gray_images_among_large_colour_ones_decide_nothing(real, tmp_path):
+    made = write_classes(tmp_path / "made", {"a": 9, "b": 9, "poor": 12}, side=16, seed=2)
+    expected = figures(evaluate(made, real, **FAST), "poor")
+    Image.new("L", (2, 2)).save(made / "poor" / "000-first.png")
+    found = figures(evaluate(made, real, **FAST), "poor")
+    assert found.n_synthetic == 13 and found.fd.distance < 3 * expected.fd.distance
+    assert found.agreement > 0.8
+
+
+def test_another_tools_manifest_is_no_output(real, tmp_path):
+    made = write_classes(tmp_path / "made{1,2}", {"poor": 5}, side=16, seed=2)
+    (made / "manifest.json").write_text('{"mine": NaN}')
+    assert figures(evaluate(made, real, **FAST), "poor").n_synthetic == 5

@@ -828,7 +828,8 @@ def test_an_unchanged_data_set_is_not_decoded_again(image_folder, looked_at):
     assert len(looked_at) == 304
     looked_at.clear()
     again = build_index(root)
-    assert looked_at == [] and again.table.equals(first.table) and again.fingerprint == first.fingerprint
+    assert looked_at == ["b/text.jpg"], "what is bad may have been so for a moment only"
+    assert again.table.equals(first.table) and again.fingerprint == first.fingerprint
 
 
 def test_only_new_and_changed_files_are_decoded_again(image_folder, monkeypatch, looked_at):
@@ -870,11 +871,10 @@ def test_members_of_shards_are_remembered_until_the_shard_changes(tmp_path, look
 def test_files_changed_just_before_are_looked_at_again(image_folder, monkeypatch, looked_at):
     monkeypatch.setattr(cache, "_SETTLED_NS", 2_000_000_000)
     root = image_folder({"a": 2})
-    os.utime(root / "a" / "0000.png", ns=(0, 0))
     build_index(root)
     looked_at.clear()
     build_index(root)
-    assert looked_at == ["a/0001.png"], "its next change might have the same time"
+    assert len(looked_at) == 2, "their next change might have the same time"
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 no table", None])
@@ -887,3 +887,27 @@ def test_a_cache_that_is_damaged_or_cannot_be_written_costs_time_only(image_fold
         put(next(folder.iterdir()), content)
     looked_at.clear()
     assert build_index(root).counts("train") == {"a": 2} and len(looked_at) == 2
+
+
+def test_a_member_of_negative_size_is_not_read_for_ever(tmp_path):
+    member = tarfile.TarInfo("1.png")
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\xff" * 10 + b"\xfe\x00"  # -512 in base 256
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    put(tmp_path / "a.tar", bytes(header) + bytes(2048))
+    with pytest.raises(InputError, match="cannot read the shard"):
+        build_index(tmp_path / "a.tar")
+
+
+def test_an_interrupt_ends_indexing_soon(image_folder, monkeypatch, looked_at):
+    root = image_folder({"a": 60})
+    monkeypatch.setattr(build, "_CHUNK", 1)
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "_table", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build_index(root)
+    assert len(looked_at) < 30

@@ -104,6 +104,8 @@ def test_memorised_images_are_those_nearer_than_held_out_ones():
     fresh, copies = normal(50, 5, 2), train[:50] + 1e-4
     assert metrics.memorised_share(train, held_out, fresh) < 0.1
     assert metrics.memorised_share(train, held_out, np.concatenate([fresh, copies])) >= 0.5
+    leaking = np.concatenate([held_out, train[:20]])
+    assert metrics.memorised_share(train, leaking, train) == 1
 
 
 def test_too_few_images_and_broken_features_are_refused():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -42,9 +43,16 @@ def build_index(data: Path, sublabel_column: str = "", progress: bool = False) -
     listing = read_listing(Path(data), sublabel_column)
     known = FactsCache.of(listing.root)
     bar = tqdm(total=len(listing.entries), desc="index", unit="img", disable=not progress, leave=False)
-    with ThreadPoolExecutor(max_workers=min(32, (os.cpu_count() or 1) + 2)) as pool, bar:
+    threads = ThreadPoolExecutor(max_workers=min(32, (os.cpu_count() or 1) + 2))
+    with (
+        threads as pool,
+        bar,
+        contextlib.closing(
+            _in_order(pool, lambda entries: _facts_of(listing.root, entries, known), _chunks(listing.entries))
+        ) as chunks,
+    ):
         parts, first = [], 0
-        for chunk in _in_order(pool, lambda entries: _facts_of(listing.root, entries, known), _chunks(listing.entries)):
+        for chunk in chunks:
             parts.append(_table(listing.entries[first : first + len(chunk)], chunk, first))
             first += len(chunk)
             bar.update(len(chunk))
@@ -58,15 +66,21 @@ def _chunks(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
         yield entries[first : first + _CHUNK]
 
 
-def _in_order(pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item]
+) -> Generator[_Result, None, None]:
     """Map in parallel with few items on their way, because a future for each of a million takes gigabytes."""
     waiting: deque[Future[_Result]] = deque()
-    for item in items:
-        waiting.append(pool.submit(work, item))
-        if len(waiting) > _AHEAD:
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
             yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 def _table(entries: Sequence[Entry], facts: Sequence[Facts], first: int) -> pa.Table:

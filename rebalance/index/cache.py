@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -14,10 +15,13 @@ import pyarrow.parquet as pq
 from rebalance import files
 from rebalance.errors import RebalanceError
 from rebalance.index.readers import Entry
+from rebalance.version import __version__
 
 logger = logging.getLogger(__name__)
 
-STAMP_SCHEMA = pa.schema([("file_bytes", pa.int64()), ("modified_ns", pa.int64()), ("inode", pa.uint64())])
+STAMP_SCHEMA = pa.schema(
+    [("file_bytes", pa.int64()), ("modified_ns", pa.int64()), ("changed_ns", pa.int64()), ("inode", pa.uint64())]
+)
 """What tells that a file is the one of the last time."""
 
 _SETTLED_NS = 2_000_000_000
@@ -37,6 +41,7 @@ class Facts:
         reason: why it is bad.
         file_bytes: size of the file that holds it, which is the tar file's for a member.
         modified_ns: time of that file's last change, -1 where it was not looked at.
+        changed_ns: time of the last change of its inode, which no program can set back.
         inode: number of that file.
     """
 
@@ -48,6 +53,7 @@ class Facts:
     reason: str = ""
     file_bytes: int = -1
     modified_ns: int = -1
+    changed_ns: int = -1
     inode: int = 0
 
 
@@ -57,14 +63,19 @@ FACT_NAMES = tuple(field.name for field in fields(Facts) if field.name not in ST
 
 def stamp_of(status: os.stat_result) -> dict[str, int]:
     """Return the fields of `Facts` that tell a file from a changed one."""
-    return {"file_bytes": status.st_size, "modified_ns": status.st_mtime_ns, "inode": status.st_ino}
+    return {
+        "file_bytes": status.st_size,
+        "modified_ns": status.st_mtime_ns,
+        "changed_ns": status.st_ctime_ns,
+        "inode": status.st_ino,
+    }
 
 
 class FactsCache:
     """The facts of one data set by path and member; reading from several threads is safe."""
 
     def __init__(self, path: Path | None, table: pa.Table | None, written_ns: int) -> None:
-        self._path, self._newest_ns, self._complete = path, written_ns - _SETTLED_NS, True
+        self._path, self._table, self._newest_ns = path, table, written_ns - _SETTLED_NS
         names = (*_KEY, *FACT_NAMES, *STAMP_SCHEMA.names)
         self._columns = {name: table.column(name).to_pylist() if table else [] for name in names}
         keys = zip(*(self._columns[name] for name in _KEY), strict=True)
@@ -76,7 +87,9 @@ class FactsCache:
         folder = files.cache_folder()
         if folder is None:
             return cls(None, None, 0)
-        path = folder / f"index-{files.sha256_bytes(os.fsencode(root))[:24]}.parquet"
+        # What counts as an image may change with these versions.
+        key = os.fsencode(root) + f"\0{__version__}\0{PIL.__version__}".encode()
+        path = folder / f"index-{files.sha256_bytes(key)[:24]}.parquet"
         try:
             return cls(path, pq.read_table(path), path.stat().st_mtime_ns)
         except (OSError, KeyError, pa.ArrowException):
@@ -88,12 +101,11 @@ class FactsCache:
             return None
         row = self._rows.get((entry.path, entry.member, entry.offset))
         if row is None or not self._is_as_it_was(row, os.path.join(root, entry.path)):
-            self._complete = False
             return None
         return Facts(**{field.name: self._columns[field.name][row] for field in fields(Facts)})
 
     def _is_as_it_was(self, row: int, path: str) -> bool:
-        if self._columns["modified_ns"][row] >= self._newest_ns:
+        if self._columns["changed_ns"][row] >= self._newest_ns:
             return False
         try:
             stamp = stamp_of(os.stat(path))
@@ -102,12 +114,19 @@ class FactsCache:
         return all(self._columns[name][row] == value for name, value in stamp.items())
 
     def remember(self, table: pa.Table) -> None:
-        """Write the rows of files that were looked at; a place that cannot be written costs time only."""
-        if self._path is None or self._complete:
+        """Write the rows of usable images; a place that cannot be written costs time only.
+
+        Bad ones are looked at each time, because what was wrong may have been the moment: memory, a network disk.
+        """
+        if self._path is None:
             return
-        known = table.filter(pc.greater_equal(table.column("modified_ns"), 0))
+        known = table.filter(pc.equal(table.column("status"), "ok"))
+        rows = known.select(list(self._columns))
+        newest = pc.max(rows.column("changed_ns")).as_py() if rows.num_rows else 0
+        if self._table is not None and rows.equals(self._table) and newest < self._newest_ns:
+            return
         try:
             with files.atomic_path(self._path) as temporary:
-                pq.write_table(known.select(list(self._columns)), temporary)
+                pq.write_table(rows, temporary)
         except RebalanceError as error:
             logger.info("what was found in the data set is not remembered: %s", error)

@@ -296,6 +296,8 @@ def _shard_entries(archive: tarfile.TarFile, path: str, split: str) -> Iterator[
     labels: dict[str, str] = {}
     repeated: set[str] = set()
     for member in archive:
+        if member.size < 0:
+            raise tarfile.ReadError(f"{member.name} has a size below 0, which would be read for ever")
         folder, _, name = member.name.rpartition("/")
         key, _, ending = name.partition(".")
         key = f"{folder}/{key}" if folder else key

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import faiss
@@ -60,6 +61,13 @@ class Modalities:
         position = int(np.searchsorted(self.image_ids, image_id))
         found = position < len(self.image_ids) and self.image_ids[position] == image_id
         return int(self.modality_ids[position]) if found else -1
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of which image is of which modality, whatever file it is written to."""
+        table = [[modality.class_name, modality.number] for modality in self.table]
+        rows = [self.image_ids.tolist(), self.modality_ids.tolist()]
+        return files.sha256_bytes(files.canonical_json([table, rows]).encode())
 
     def save(self, path: Path, index: ImageIndex) -> None:
         """Write one row an image - id, path, class, modality - as Parquet."""

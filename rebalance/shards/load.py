@@ -6,7 +6,7 @@ import io
 import itertools
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from rebalance import files
-from rebalance.errors import InputError
+from rebalance.errors import DamagedError, InputError
+from rebalance.shards.make import SHARD_NAME
 from rebalance.shards.manifest import MANIFEST
+from rebalance.shards.request import SYNTHETIC
 
 _IMAGE_KEYS = ("jpg", "png", "webp")
 
@@ -55,12 +57,7 @@ class ShardDataset(IterableDataset[tuple[Any, int]]):
         tars = list(self.tars)
         if self.shuffle:
             random.Random(f"{self.seed}/{self.epoch}").shuffle(tars)
-        samples: Any = itertools.islice(
-            webdataset.WebDataset([str(t) for t in tars], shardshuffle=False, nodesplitter=None, workersplitter=None),
-            consumer,
-            last,
-            consumers,
-        )
+        samples: Any = itertools.islice(_samples(tars), consumer, last, consumers)
         if self.shuffle:
             order = random.Random(f"{self.seed}/{self.epoch}/{consumer}")
             samples = webdataset.shuffle(self.shuffle, rng=order)(samples)
@@ -68,9 +65,7 @@ class ShardDataset(IterableDataset[tuple[Any, int]]):
             yield self._decoded(sample)
 
     def _decoded(self, sample: dict[str, Any]) -> tuple[Any, int]:
-        data = next(sample[key] for key in _IMAGE_KEYS if key in sample)
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
+        image = _picture(sample)
         return (self.transform(image) if self.transform else image), int(sample["cls"])
 
 
@@ -102,6 +97,7 @@ def load_shards(
 
     Raises:
         InputError: not a complete output.
+        DamagedError: its manifest is damaged.
     """
     out = files.existing_directory(Path(out), "OUT")
     if not (out / MANIFEST).is_file():
@@ -111,11 +107,36 @@ def load_shards(
             remedy="Run the same `rebalance generate` again",
         )
     manifest = files.read_sealed_json(out / MANIFEST)
-    tars = [out / shard["shard"] for shard in manifest["shards"]]
-    missing = [tar.name for tar in tars if not tar.is_file()]
+    return ShardDataset(_tars(out, manifest), manifest["images"], transform, shuffle, seed, even)
+
+
+def _tars(out: Path, manifest: Mapping[str, Any]) -> list[Path]:
+    """Return the shards of a manifest, absolute, because WebDataset takes `a:b` for a URL and `pipe:` for a command.
+
+    Raises:
+        DamagedError: a name that `generate` does not give.
+        InputError: one is missing.
+    """
+    names = [shard["shard"] for shard in manifest["shards"]]
+    strange = [name for name in names if not SHARD_NAME.fullmatch(name)]
+    if strange:
+        raise DamagedError(f"{out / MANIFEST} lists {strange[0]!r}, which is no shard")
+    missing = [name for name in names if not (out / name).is_file()]
     if missing:
         raise InputError("shards are missing", value=missing[:5], remedy="Run the same `rebalance generate` again")
-    return ShardDataset(tars, manifest["images"], transform, shuffle, seed, even)
+    return [(out / name).absolute() for name in names]
+
+
+def _samples(tars: Sequence[Path]) -> webdataset.WebDataset:
+    """Read samples in order; each consumer takes its share itself."""
+    return webdataset.WebDataset([str(tar) for tar in tars], shardshuffle=False, nodesplitter=None, workersplitter=None)
+
+
+def _picture(sample: Mapping[str, Any]) -> Image.Image:
+    data = next(sample[key] for key in _IMAGE_KEYS if key in sample)
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+    return image
 
 
 @dataclass(frozen=True)
@@ -133,11 +154,6 @@ class ShardImage:
 
 def read_synthetic(out: Path) -> Iterator[ShardImage]:
     """Yield the synthetic images of a complete output."""
-    for shard in files.read_sealed_json(out / MANIFEST)["shards"]:
-        if not shard["shard"].startswith("synthetic"):
-            continue
-        for sample in webdataset.WebDataset(str(out / shard["shard"]), shardshuffle=False):
-            data = next(sample[key] for key in _IMAGE_KEYS if key in sample)
-            with Image.open(io.BytesIO(data)) as image:
-                image.load()
-            yield ShardImage(image, json.loads(sample["json"]))
+    tars = _tars(out, files.read_sealed_json(out / MANIFEST))
+    for sample in _samples([tar for tar in tars if tar.name.startswith(SYNTHETIC)]):
+        yield ShardImage(_picture(sample), json.loads(sample["json"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +33,9 @@ from rebalance.shards.request import REAL, SYNTHETIC, GenerationRequest
 
 ORDINAL_DIGITS = 9
 CLASS_DIGITS = 5
+
+SHARD_NAME = re.compile(rf"({SYNTHETIC}|{REAL})-\d{{6,}}\.tar")
+"""Names that shards have."""
 
 Sample = dict[str, Any]
 

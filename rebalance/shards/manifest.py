@@ -67,6 +67,7 @@ def _manifest(
         "version": __version__,
         "fingerprint": request.fingerprint,
         "request": request.to_json(),
+        "validation": {"fraction": run.recipe.data.val_fraction, "seed": run.recipe.seed},
         "square": run.recipe.data.square,
         "features": {"extractor": run.recipe.features.extractor, "input_px": run.recipe.features.input_px},
         "images": sum(marker["images"] for marker in markers.values()),

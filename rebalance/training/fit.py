@@ -221,14 +221,19 @@ class Fitting:
     def run(self) -> None:
         """Do what is still to be done."""
         units = units_of(self.plan, self.index, self.recipe)
-        if self.directory.has_intact_modalities() and all(self._done(unit) for unit in units):
+        lost = self.directory.lost_modalities()
+        if not lost and all(self._done(unit) for unit in units):
             return
         torch.set_num_threads(self.recipe.training.threads)
         image_ids = np.sort(np.concatenate([self.index.rows("train", name) for name in self.plan.classes()]))
         store = build_store(self.index, image_ids, self.recipe.data, self.directory.cache_path, self.progress)
-        if not self.directory.has_intact_modalities():
-            self._find_modalities(store)
-        modalities = self.directory.modalities()
+        if self.directory.modalities_path in lost:
+            modalities = self._find_modalities(store)
+        else:
+            modalities = self.directory.modalities()
+        if lost:
+            sheet = modality_preview(modalities, lambda i: store.pixels[store.positions(np.array([i]))[0]])
+            self.directory.save_modalities(modalities, self.index, images.png_bytes(sheet))
         for unit in units:
             self._train_unit(unit, modalities, store)
         shutil.rmtree(self.directory.cache_path, ignore_errors=True)
@@ -255,7 +260,7 @@ class Fitting:
         except DamagedError:
             return False  # training restores the checkpoint before and takes the steps again
 
-    def _find_modalities(self, store: ImageStore) -> None:
+    def _find_modalities(self, store: ImageStore) -> Modalities:
         features = None
         if clusters(self.recipe, self.plan):
             encoder, options = make_encoder(self.recipe), self.recipe.modalities.encoder
@@ -268,11 +273,7 @@ class Fitting:
             def features(image_ids: np.ndarray) -> np.ndarray:
                 return embed(encoder, _batches_of(store, image_ids, self.device))
 
-        modalities = assign(self.index, self.plan.modalities, self.recipe.modalities.by, features, self.recipe.seed)
-        sheet = modality_preview(modalities, lambda image_id: store.pixels[store.positions(np.array([image_id]))[0]])
-        files.write_bytes(self.directory.modalities_preview_path, images.png_bytes(sheet))
-        modalities.save(self.directory.modalities_path, self.index)
-        self.directory.seal(self.directory.modalities_path, self.directory.modalities_preview_path)
+        return assign(self.index, self.plan.modalities, self.recipe.modalities.by, features, self.recipe.seed)
 
     def _train_unit(self, unit: Unit, modalities: Modalities, store: ImageStore) -> None:
         labels = unit.labels(modalities)

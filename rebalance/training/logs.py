@@ -111,8 +111,8 @@ class TrainingLog:
     def cut_back(self, mark: Mapping[str, Any]) -> None:
         """Bring the file back to what it was at a `mark`; without one, to nothing.
 
-        Damage is warned of and does not stop training, which reads none of it. A damaged file is put aside, because
-        TensorBoard reads none of what follows a damaged record.
+        Damage is warned of and does not stop training, which reads none of it. A damaged file is put aside under a name
+        that TensorBoard passes over, because it reads nothing of what follows a damaged record.
         """
         damaged = self.problems(mark)
         for problem in damaged:
@@ -122,7 +122,7 @@ class TrainingLog:
             if not mark:
                 self.path.unlink(missing_ok=True)
             elif self.path.is_file() and str(self.path) in (problem.file for problem in damaged):
-                os.replace(self.path, f"{self.path}.damaged")
+                os.replace(self.path, self.path.with_name("damaged-log"))
             elif self.path.is_file() and self.path.stat().st_size > mark["events"]["bytes"]:
                 os.truncate(self.path, mark["events"]["bytes"])
 

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 MAX_NAMED_CHANGES = 8
 _RECIPE_HEAD = "# Resolved by `rebalance fit`; nothing changes it after.\n"
+_NOTHING_SEALED: Mapping[str, Any] = {"files": {}, "modalities": ""}
 _RESTORE = "Restore it from a copy, or start the run again with --overwrite"
 
 
@@ -114,21 +115,20 @@ class RunDirectory:
         files.write_json(self.plan_path, plan.to_json())
         self.seal(self.recipe_path, self.index_path, self.plan_path)
 
-    def seal(self, *paths: Path) -> None:
-        """Add files to those whose hashes are known, so that later damage is noticed.
+    def seal(self, *paths: Path, modalities: str = "") -> None:
+        """Remember the hashes of files as they are now, so that later damage is noticed.
 
-        Raises:
-            DamagedError: a file that was made again did not come out as it was.
+        Args:
+            paths: the files.
+            modalities: fingerprint of the modalities, once they are found.
         """
-        hashes = files.read_sealed_json(self.hashes_path) if self.hashes_path.is_file() else {}
+        known = files.read_sealed_json(self.hashes_path) if self.hashes_path.is_file() else _NOTHING_SEALED
         added = {path.relative_to(self.path).as_posix(): files.sha256_file(path) for path in paths}
-        other = [name for name, found in added.items() if hashes.get(name, found) != found]
-        if other:
-            raise DamagedError(f"{self.path / other[0]} was lost and cannot be made as it was", remedy=_RESTORE)
-        files.write_sealed_json(self.hashes_path, {**hashes, **added})
+        value = {"files": {**known["files"], **added}, "modalities": modalities or known["modalities"]}
+        files.write_sealed_json(self.hashes_path, value)
 
-    def sealed(self) -> dict[str, str]:
-        """Return the hashes of sealed files by their paths within the run.
+    def _sealed(self) -> dict[str, Any]:
+        """Return the hashes of sealed files by their paths within the run, and the modalities' fingerprint.
 
         Raises:
             InputError: not a run directory.
@@ -140,12 +140,12 @@ class RunDirectory:
 
     def problems(self) -> list[files.Problem]:
         """Hold every sealed file against its hash."""
-        found = ((name, self._fault(name)) for name in self.sealed())
+        found = ((name, self._fault(self.path / name)) for name in self._sealed()["files"])
         return [files.Problem(name, fault) for name, fault in found if fault]
 
-    def _fault(self, name: str) -> str:
+    def _fault(self, path: Path) -> str:
         """Return what is wrong with a sealed file, "" when nothing is."""
-        path, expected = self.path / name, self.sealed().get(name)
+        expected = self._sealed()["files"].get(path.relative_to(self.path).as_posix())
         if expected is None or not path.is_file():
             return "missing"
         return "" if files.sha256_file(path) == expected else "damaged: its hash is not the one written with it"
@@ -163,23 +163,35 @@ class RunDirectory:
         return ImageIndex.read_from(self._intact(self.index_path))
 
     def has_modalities(self) -> bool:
-        """Whether modalities have been found; a file that a kill left without its hash does not count."""
-        return self.modalities_path.name in self.sealed()
+        """Whether modalities have been found; files that a kill left without a hash do not count."""
+        return bool(self._sealed()["modalities"])
 
-    def has_intact_modalities(self) -> bool:
-        """Whether they and their picture are as they were found; says so when they were damaged since."""
+    def lost_modalities(self) -> list[Path]:
+        """Return those of the two files of modalities that are not as they were written, all before they are found."""
+        paths = [self.modalities_path, self.modalities_preview_path]
         if not self.has_modalities():
-            return False
-        paths = (self.modalities_path, self.modalities_preview_path)
-        faults = {path: self._fault(path.relative_to(self.path).as_posix()) for path in paths}
+            return paths
+        faults = {path: self._fault(path) for path in paths}
         for path, fault in faults.items():
             if fault:
                 logger.warning("%s is %s; it is made again", path, fault)
-        return not any(faults.values())
+        return [path for path in paths if faults[path]]
 
     def modalities(self) -> Modalities:
         """Read the modalities."""
         return Modalities.read_from(self._intact(self.modalities_path))
+
+    def save_modalities(self, modalities: Modalities, index: ImageIndex, preview: bytes) -> None:
+        """Write modalities and their picture.
+
+        Raises:
+            DamagedError: they were lost and did not come out as those that training has begun with.
+        """
+        if self._sealed()["modalities"] not in ("", modalities.fingerprint):
+            raise DamagedError(f"{self.modalities_path} was lost and cannot be made as it was", remedy=_RESTORE)
+        files.write_bytes(self.modalities_preview_path, preview)
+        modalities.save(self.modalities_path, index)
+        self.seal(self.modalities_path, self.modalities_preview_path, modalities=modalities.fingerprint)
 
     def _intact(self, path: Path) -> Path:
         """Return the path of a sealed file whose bytes are those that were written.
@@ -187,7 +199,7 @@ class RunDirectory:
         Raises:
             DamagedError: missing or changed.
         """
-        fault = self._fault(path.name)
+        fault = self._fault(path)
         if fault:
             raise DamagedError(f"{path} is {fault}", remedy=_RESTORE)
         return path
@@ -211,7 +223,7 @@ class RunDirectory:
                 f"{self.path} holds files that are not of a run: {', '.join(sorted(foreign)[:5])}",
                 remedy="Choose another --run folder",
             )
-        # The checkpoints go first and the hashes next: what a kill leaves behind counts as not begun.
+        # The checkpoints go first: a run without them and without hashes counts as not begun.
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         self.hashes_path.unlink(missing_ok=True)
         for item in present:

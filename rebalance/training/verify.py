@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from rebalance import files
 from rebalance.errors import DamagedError
 from rebalance.training.checkpoints import CheckpointFolder
 from rebalance.training.logs import TrainingLog
-from rebalance.training.run import RunDirectory
+from rebalance.training.run import RunDirectory, units_of
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,12 @@ class RunVerification:
 
     Attributes:
         checkpoints: steps of the checkpoints that are there, by model.
+        unfinished: models whose newest checkpoint is not their last one.
         problems: everything that is missing or damaged; empty when all is well.
     """
 
     checkpoints: dict[str, tuple[int, ...]]
+    unfinished: tuple[str, ...]
     problems: tuple[files.Problem, ...]
 
     @property
@@ -56,4 +59,13 @@ def verify_run(run: str | Path) -> RunVerification:
             files.read_sealed_json(path)
         except DamagedError as error:
             problems.append(files.Problem(str(path), str(error)))
-    return RunVerification(checkpoints, tuple(problems))
+    return RunVerification(checkpoints, _unfinished(directory, checkpoints), tuple(problems))
+
+
+def _unfinished(directory: RunDirectory, checkpoints: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    try:
+        recipe = directory.recipe()
+        units = units_of(directory.plan(), directory.index(), recipe)
+    except DamagedError:
+        return ()  # said already, by the file's name
+    return tuple(unit.name for unit in units if max(checkpoints.get(unit.name, (0,))) < recipe.training.steps)
