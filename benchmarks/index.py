@@ -18,12 +18,12 @@ import io
 import json
 import multiprocessing
 import os
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import memory
 import numpy as np
 import torchvision
 from PIL import Image
@@ -72,11 +72,11 @@ WORKS: dict[str, Callable[[Path], int]] = {
 
 
 def _measure(name: str, folder: Path, queue: Any) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = memory.peak_mib()
     begun = time.perf_counter()
     found = WORKS[name](folder)
     seconds = time.perf_counter() - begun
-    queue.put((found, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+    queue.put((found, seconds, memory.peak_mib() - before))
 
 
 def measure(name: str, folder: Path) -> dict[str, Any]:
@@ -85,11 +85,11 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     queue = context.Queue()
     process = context.Process(target=_measure, args=(name, folder, queue))
     process.start()
-    found, seconds, kib = queue.get()
+    found, seconds, peak_mib = queue.get()
     process.join()
     return {
         "work": name, "files": found, "seconds": round(seconds, 2), "files_per_second": round(found / seconds),
-        "peak_mib": round(kib / 1024),
+        "peak_mib": round(peak_mib),
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ calibrates a gate and makes shards with one or two workers. One line of counts i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -18,7 +19,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -78,8 +79,10 @@ def start(arguments: list[str], log: Path) -> int:
     """Run a command of the command line in a forked process of a group of its own; return its number."""
     child = os.fork()
     if child:
+        with contextlib.suppress(OSError):  # it may have gone on already
+            os.setpgid(child, child)
         return child
-    os.setsid()
+    os.setpgid(0, 0)
     descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -112,19 +115,17 @@ def killed(arguments: list[str], log: Path, seconds: float) -> bool:
     """
     child = start(arguments, log)
     time.sleep(seconds)
-    ended, status = os.waitpid(child, os.WNOHANG)
-    if ended:
-        if status:
-            raise RuntimeError(f"{arguments} ended with status {status}: {log.read_text()[-2000:]}")
-        return False
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return True
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if status and not os.WIFSIGNALED(status):
+        raise RuntimeError(f"{arguments} ended with status {status}: {log.read_text()[-2000:]}")
+    return os.WIFSIGNALED(status)
 
 
 def campaign(
     wanted: int,
-    seconds: float,
+    seconds: Sequence[float],
     begin: Callable[[int], list[str]],
     compare: Callable[[int], None],
     rng: np.random.Generator,
@@ -134,7 +135,7 @@ def campaign(
 
     Args:
         wanted: kills.
-        seconds: what the undisturbed work took.
+        seconds: what each of several kinds of the work takes undisturbed; they are done by turns.
         begin: prepares piece of work number n and returns its command.
         compare: raises when that piece, finished, is not what it should be.
         rng: draws the moments.
@@ -143,7 +144,8 @@ def campaign(
     kills, finished = 0, 0
     while kills < wanted:
         arguments = begin(finished)
-        while kills < wanted and killed(arguments, log, float(rng.uniform(0, seconds))):
+        longest = seconds[finished % len(seconds)]
+        while kills < wanted and killed(arguments, log, float(rng.uniform(0, longest))):
             kills += 1
         finish(arguments, log)
         compare(finished)
@@ -190,29 +192,29 @@ def kill_fits(work: Path, kills: int, rng: np.random.Generator) -> Tally:
         check_equal(trained(work / f"fit-{number}"), expected, f"fit {number}")
         shutil.rmtree(work / f"fit-{number}")
 
-    return campaign(kills, seconds, lambda number: command(work / f"fit-{number}"), compare, rng, log)
+    return campaign(kills, [seconds], lambda number: command(work / f"fit-{number}"), compare, rng, log)
 
 
 def kill_generates(work: Path, kills: int, rng: np.random.Generator) -> Tally:
     """Kill and restart `generate`, by turns with one and two workers."""
     log = work / "log.txt"
 
-    def command(number: int | str) -> list[str]:
+    def command(number: int | str, workers: int) -> list[str]:
         run, out = work / f"run-{number}", work / f"out-{number}"
         shutil.copytree(work / "run", run)
-        workers = "2" if number != "whole" and int(number) % 2 else "1"
         return ["generate", str(run), "--out", str(out), "--shard-size", "4", "--max-fid", "1000x", "--include-real",
-                "--workers", workers, "--device", "cpu", "--quiet"]  # fmt: skip
+                "--workers", str(workers), "--device", "cpu", "--quiet"]  # fmt: skip
 
-    seconds = finish(command("whole"), log)
-    expected = made(work / "run-whole", work / "out-whole")
+    seconds = [finish(command(f"whole-{workers}", workers), log) for workers in (1, 2)]
+    expected = made(work / "run-whole-1", work / "out-whole-1")
+    check_equal(made(work / "run-whole-2", work / "out-whole-2"), expected, "the output of two workers")
 
     def compare(number: int) -> None:
         check_equal(made(work / f"run-{number}", work / f"out-{number}"), expected, f"output {number}")
         shutil.rmtree(work / f"run-{number}")
         shutil.rmtree(work / f"out-{number}")
 
-    return campaign(kills, seconds, command, compare, rng, log)
+    return campaign(kills, seconds, lambda number: command(number, 1 + number % 2), compare, rng, log)
 
 
 def main() -> None:
@@ -223,7 +225,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ |= {"OMP_NUM_THREADS": "1", "REBALANCE_CACHE": str(arguments.work / "cache")}
     write_data(arguments.work / "data")
     (arguments.work / "recipe.yaml").write_text(RECIPE)
     rng, begun = np.random.default_rng(arguments.seed), time.monotonic()

@@ -1,44 +1,170 @@
-"""Seconds of a full training step (discriminator and generator) of the released architecture.
+"""A ladder from the released design's training step to this package's: what each switch is worth.
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --json
+    python benchmarks/train_step.py --profile
 
-Default: 64 px, 32 base filters, 41 classes, batch 8, R1 every 8 steps, on random images. Every combination of
-precision and layout is timed in one run, in turns, so that a machine whose speed drifts treats them alike.
+Default: 64 px, 32 base filters, 41 classes, batch 8, on random images. `reference` is the released design, written out
+plainly here: seven passes of the discriminator, the generator run anew in each phase, nothing frozen, R1 every step,
+fp32. Every switch is tried on it alone, then all of them together; `package` is this package's step, in the
+channels-last layout. All are timed in one run, in turns, so that a machine whose speed drifts treats them alike.
+Seconds are means over steps, R1 among them as often as it comes; FLOPs are counted by torch; peaks are those of a large
+matrix product, measured first.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import platform
+import multiprocessing
+import os
 import statistics
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+import memory
 import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-from rebalance.config import load_recipe
+from rebalance import losses
+from rebalance.config import Recipe, load_recipe
 from rebalance.devices import choose_device
 from rebalance.methods import PairBatch, make_method
+from rebalance.methods.balagan import Balagan
 from rebalance.training import Trainer
 from rebalance.training.fit import method_loop
 
+RESULTS = Path(__file__).parent / "results" / "train_step.jsonl"
+R1_EVERY = 8
+PACKAGE = "package"
+
 
 @dataclass(frozen=True)
-class Result:
-    """Seconds of a step in one precision and layout, over all timed steps."""
+class Switches:
+    """What a step does otherwise than the released design.
 
-    precision: str
-    memory_format: str
-    mean_s: float
-    median_s: float
-    min_s: float
-    max_s: float
-    images_per_s: float
+    Attributes:
+        frozen: no gradients of the discriminator's weights in the generator's phase, none for its real features.
+        merged: real and fake images pass the discriminator together, and its real pass serves all terms.
+        shared: the generator runs once a step, translation and reconstruction in one batch over one content code.
+        lazy_r1: R1 every 8 steps, eight times as strong.
+        channels_last: that layout in memory.
+        bf16: autocast to bfloat16.
+        foreach: optimiser steps over all weights at once.
+    """
+
+    frozen: bool = False
+    merged: bool = False
+    shared: bool = False
+    lazy_r1: bool = False
+    channels_last: bool = False
+    bf16: bool = False
+    foreach: bool = False
 
 
-def batch(size_px: int, n: int, n_classes: int, seed: int) -> PairBatch:
+class PlainStep:
+    """The released design's step with switches; losses and weights are those of the recipe."""
+
+    def __init__(self, method: Balagan, switches: Switches, device: torch.device) -> None:
+        self.method, self.switches, self.device = method, switches, device
+        self.layout = torch.channels_last if switches.channels_last else torch.contiguous_format
+        for network in method.networks.values():
+            network.to(device, memory_format=self.layout).train()
+        self.generator, self.discriminator = (method.networks[name] for name in ("generator", "discriminator"))
+        self.optimizers = {
+            name: torch.optim.RMSprop(network.parameters(), lr=1e-4, foreach=switches.foreach)
+            for name, network in method.networks.items()
+        }
+
+    def __call__(self, batch: PairBatch, number: int) -> None:
+        """Take training step `number`, which decides whether R1 is due."""
+        batch = batch.to(self.device, self.layout)
+        with self._autocast():
+            made = self._generate(batch) if self.switches.shared else None
+        with self._autocast():
+            loss = self._discriminator_loss(batch, made, number)
+        self._learn("discriminator", loss)
+        frozen = self.discriminator if self.switches.frozen else nn.Module()
+        frozen.requires_grad_(False)
+        with self._autocast():
+            loss = self._generator_loss(batch, made or self._generate(batch))
+        self._learn("generator", loss)
+        frozen.requires_grad_(True)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.switches.bf16)
+
+    def _learn(self, name: str, loss: torch.Tensor) -> None:
+        self.optimizers[name].zero_grad()
+        loss.backward()
+        self.optimizers[name].step()
+
+    def _generate(self, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return translation and reconstruction."""
+        generator = self.generator
+        if self.switches.shared:
+            content = generator.source_encoder(batch.source).repeat(2, 1, 1, 1)
+            codes = generator.reference_encoder(torch.cat([batch.reference, batch.source]))
+            translation, reconstruction = generator.decoder(content, codes).chunk(2)
+            return translation, reconstruction
+        return (
+            generator(batch.source, batch.reference, batch.reference_label),
+            generator(batch.source, batch.source, batch.source_label),
+        )
+
+    def _discriminator_loss(
+        self, batch: PairBatch, made: tuple[torch.Tensor, torch.Tensor] | None, number: int
+    ) -> torch.Tensor:
+        discriminator, labels = self.discriminator, batch.reference_label
+        with torch.no_grad():
+            fake = made[0].detach() if made else self.generator(batch.source, batch.reference, labels)
+        interval = R1_EVERY if self.switches.lazy_r1 else 1
+        with_r1 = (number + 1) % interval == 0
+        real = batch.reference.detach().requires_grad_(with_r1)
+        if self.switches.merged and not with_r1:
+            real_features, fake_features = discriminator.features(torch.cat([real, fake])).chunk(2)
+        else:
+            real_features, fake_features = discriminator.features(real), discriminator.features(fake)
+        classified = real_features if self.switches.merged else discriminator.features(batch.reference)
+        scores = discriminator.adversarial(real_features, labels).float()
+        loss = losses.hinge_discriminator(scores, discriminator.adversarial(fake_features, labels).float())
+        loss = loss + F.cross_entropy(discriminator.classify(classified).float(), labels)
+        if with_r1:
+            loss = loss + self.method.options.weights.r1 * interval * losses.r1_penalty(scores, real)
+        return loss
+
+    def _generator_loss(self, batch: PairBatch, made: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        discriminator, weights = self.discriminator, self.method.options.weights
+        labels, reals = (batch.reference_label, batch.source_label), (batch.reference, batch.source)
+        with torch.no_grad() if self.switches.frozen else contextlib.nullcontext():
+            real_features = self._features(reals)
+        total = weights.reconstruction * F.l1_loss(made[1].float(), batch.source)
+        for features, target, label in zip(self._features(made), real_features, labels, strict=True):
+            adversarial = losses.hinge_generator(discriminator.adversarial(features, label).float())
+            total = total + adversarial / 2 + weights.feature_matching * losses.feature_matching(features, target)
+        return total
+
+    def _features(self, both: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        if self.switches.merged:
+            return self.discriminator.features(torch.cat(both)).chunk(2)
+        return tuple(self.discriminator.features(images) for images in both)
+
+
+def rungs(bf16: bool) -> dict[str, Switches]:
+    """The reference, each switch on its own, and all together."""
+    names = [name for name in vars(Switches()) if bf16 or name != "bf16"]
+    alone = {name: Switches(**{name: True}) for name in names}
+    return {"reference": Switches(), **alone, "together": Switches(**dict.fromkeys(names, True))}
+
+
+def random_batch(size_px: int, n: int, n_classes: int, seed: int) -> PairBatch:
     rng = torch.Generator().manual_seed(seed)
 
     def pictures() -> torch.Tensor:
@@ -50,43 +176,153 @@ def batch(size_px: int, n: int, n_classes: int, seed: int) -> PairBatch:
     return PairBatch(pictures(), labels(), pictures(), labels())
 
 
-def measure(arguments: argparse.Namespace) -> list[Result]:
-    device = choose_device(arguments.device)
+def recipe_of(arguments: argparse.Namespace) -> Recipe:
     overrides = [
         f"data.size_px={arguments.size_px}",
         f"training.batch={arguments.batch}",
         f"balagan.generator.base_filters={arguments.base_filters}",
         f"balagan.discriminator.base_filters={arguments.base_filters}",
-        f"training.regularize_every_steps={arguments.r1_every}",
+        f"training.regularize_every_steps={R1_EVERY}",
     ]
-    recipe = load_recipe("paper-128", overrides, arguments.seed)
-    pair = batch(arguments.size_px, arguments.batch, arguments.classes, arguments.seed)
-    trainers, seconds = {}, {}
-    for precision in arguments.precisions.split(","):
-        for memory_format in ("contiguous", "channels_last"):
-            options = replace(method_loop(recipe), precision=precision, memory_format=memory_format)
-            method = make_method(recipe, arguments.classes, seed=arguments.seed)
-            trainers[precision, memory_format] = Trainer(method, options, device)
-            seconds[precision, memory_format] = []
-    for number in range(arguments.steps + 1):
-        for key, trainer in trainers.items():
+    return load_recipe("paper-128", overrides, arguments.seed)
+
+
+def make_step(name: str, arguments: argparse.Namespace, device: torch.device) -> Callable[[PairBatch, int], object]:
+    """Return the step of a rung, with networks of its own."""
+    recipe = recipe_of(arguments)
+    method = make_method(recipe, arguments.classes, seed=arguments.seed)
+    if name == PACKAGE:
+        precision = "bf16" if arguments.bf16 else "fp32"
+        options = replace(method_loop(recipe), precision=precision, memory_format="channels_last")
+        return Trainer(method, options, device).step
+    return PlainStep(method, rungs(arguments.bf16)[name], device)
+
+
+def time_in_turns(steps: dict[str, Callable[[PairBatch, int], object]], batch: PairBatch, n: int) -> dict[str, Any]:
+    """Take n steps of every rung in turns, after one that warms up; return the seconds of each."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(-1, n):
+        for name, step in steps.items():
             start = time.perf_counter()
-            trainer.step(pair, number)
-            if device.type == "cuda":
+            step(batch, number % R1_EVERY)
+            if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            if number:  # the first step warms up
-                seconds[key].append(time.perf_counter() - start)
-    return [
-        Result(
-            *key,
-            statistics.mean(times),
-            statistics.median(times),
-            min(times),
-            max(times),
-            arguments.batch / statistics.mean(times),
-        )
-        for key, times in seconds.items()
+            if number >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+class FlopCounter(TorchDispatchMode):
+    """Counts as torch's FlopCounterMode does, which cannot follow `torch.autograd.grad`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and add its FLOPs."""
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            self.total += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def flops_of(step: Callable[[PairBatch, int], object], batch: PairBatch) -> float:
+    """Count the FLOPs of a step, R1 steps among them in their share."""
+    counted = []
+    for number in (0, R1_EVERY - 1):
+        with FlopCounter() as counter:
+            step(batch, number)
+        counted.append(counter.total)
+    return (counted[0] * (R1_EVERY - 1) + counted[1]) / R1_EVERY
+
+
+def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOPs a second of a product of two matrices of 2,048 x 2,048, the best of ten."""
+    matrix = torch.randn(2048, 2048, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        matrix @ matrix
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * 2048**3 / best
+
+
+def _peak_memory(name: str, arguments: argparse.Namespace, queue: Any) -> None:
+    step, batch = make_step(name, arguments, torch.device("cpu")), _batch(arguments)
+    before = memory.peak_mib()
+    for number in (0, R1_EVERY - 1):
+        step(batch, number)
+    queue.put(memory.peak_mib() - before)
+
+
+def peak_mib(name: str, arguments: argparse.Namespace) -> float:
+    """Peak memory of a step beyond weights and imports, in a process of its own (CPU)."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_peak_memory, args=(name, arguments, queue))
+    process.start()
+    found = queue.get()
+    process.join()
+    return found
+
+
+def _batch(arguments: argparse.Namespace) -> PairBatch:
+    return random_batch(arguments.size_px, arguments.batch, arguments.classes, arguments.seed)
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Climb the ladder; return one row."""
+    device, batch = choose_device(arguments.device), _batch(arguments)
+    names = [*rungs(arguments.bf16), PACKAGE]
+    peaks = {"fp32": matmul_peak(torch.float32, device), "bf16": matmul_peak(torch.bfloat16, device)}
+    seconds = time_in_turns({name: make_step(name, arguments, device) for name in names}, batch, arguments.steps)
+    reference, found = statistics.mean(seconds["reference"]), {}
+    for name in names:
+        mean = statistics.mean(seconds[name])
+        flops = flops_of(make_step(name, arguments, device), batch)
+        found[name] = {
+            "mean_s": round(mean, 4),
+            "median_s": round(statistics.median(seconds[name]), 4),
+            "min_s": round(min(seconds[name]), 4),
+            "max_s": round(max(seconds[name]), 4),
+            "ratio_to_reference": round(reference / mean, 3),
+            "gflops": round(flops / 1e9, 1),
+            "share_of_fp32_peak": round(flops / mean / peaks["fp32"], 3),
+            "peak_mib": round(peak_mib(name, arguments)) if device.type == "cpu" else None,
+        }
+    settings = {key: value for key, value in vars(arguments).items() if key not in ("results", "json", "profile")}
+    return {
+        "settings": settings, "steps": arguments.steps, "threads": torch.get_num_threads(), "cores": os.cpu_count(),
+        "torch": torch.__version__, "matmul_gflops": {name: round(peak / 1e9, 1) for name, peak in peaks.items()},
+        "ratio_to_reference": found[PACKAGE]["ratio_to_reference"], "rungs": found,
+    }  # fmt: skip
+
+
+def table(row: dict[str, Any]) -> str:
+    """Return a row as a Markdown table."""
+    lines = [
+        "| step | mean s (min to max) | times faster | GFLOP | share of the fp32 peak | peak MiB |",
+        "|---|---|---|---|---|---|",
     ]
+    for name, r in row["rungs"].items():
+        lines.append(
+            f"| {name} | {r['mean_s']:.2f} ({r['min_s']:.2f} to {r['max_s']:.2f}) | {r['ratio_to_reference']:.2f} "
+            f"| {r['gflops']:.0f} | {r['share_of_fp32_peak']:.2f} | {r['peak_mib']} |"
+        )
+    return "\n".join(lines)
+
+
+def profile(arguments: argparse.Namespace) -> str:
+    """Return where the package's step spends its time."""
+    step, batch = make_step(PACKAGE, arguments, choose_device(arguments.device)), _batch(arguments)
+    step(batch, 0)
+    with torch.profiler.profile() as found:
+        for number in range(R1_EVERY):
+            step(batch, number)
+    return found.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=45)
 
 
 def main() -> None:
@@ -95,27 +331,25 @@ def main() -> None:
     parser.add_argument("--base-filters", type=int, default=32)
     parser.add_argument("--classes", type=int, default=41)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--r1-every", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=8, help="timed steps; a multiple of --r1-every counts R1 fairly")
+    parser.add_argument("--steps", type=int, default=8, help="timed steps of each; multiples of 8 count R1 fairly")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
-    parser.add_argument("--precisions", default="fp32,bf16")
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available())
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--json", action="store_true", help="print the row as JSON")
+    parser.add_argument("--profile", action="store_true", help="print where the time goes and measure nothing else")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    results = measure(arguments)
-    if arguments.json:
-        machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-        print(json.dumps({"machine": machine, "settings": vars(arguments), "results": [asdict(r) for r in results]}))
+    if arguments.profile:
+        print(profile(arguments))
         return
-    print(f"{arguments.steps} steps each, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    for r in results:
-        print(
-            f"{r.precision} {r.memory_format:13}  mean {r.mean_s:.2f} s, median {r.median_s:.2f}, "
-            f"{r.min_s:.2f} to {r.max_s:.2f}; {r.images_per_s:.2f} pairs/s"
-        )
+    row = measure(arguments)
+    row["settings"]["device"] = str(choose_device(arguments.device))
+    with arguments.results.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    print(json.dumps(row, indent=2) if arguments.json else table(row))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The benchmarks' own arithmetic, and that what they recorded can be read."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import classifier  # noqa: E402
 import data_sets  # noqa: E402
 import index  # noqa: E402
+import train_step  # noqa: E402
 import translator  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -109,3 +111,38 @@ def test_every_way_of_reading_a_folder_finds_all_files(tmp_path):
     index.write_files(tmp_path, 205)
     assert {name: work(tmp_path) for name, work in index.WORKS.items()} == dict.fromkeys(index.WORKS, 205)
     assert len({path.read_bytes() for path in tmp_path.rglob("*.jpg")}) == 205
+
+
+def step_arguments(**changes: object) -> argparse.Namespace:
+    values = {"size_px": 32, "base_filters": 4, "classes": 3, "batch": 2, "seed": 0, "bf16": False, "device": "cpu"}
+    return argparse.Namespace(**{**values, **changes})
+
+
+@pytest.mark.parametrize("switch", ["frozen", "merged", "shared", "channels_last", "foreach"])
+def test_switches_that_only_save_work_leave_the_weights_as_they_are(switch):
+    arguments, device = step_arguments(), torch.device("cpu")
+    batch = train_step._batch(arguments)
+    plain, other = (train_step.make_step(name, arguments, device) for name in ("reference", switch))
+    for step in (plain, other):
+        # In proportion to gradients; RMSprop would blow up the rounding of those that are 0.
+        step.optimizers = {name: torch.optim.SGD(net.parameters(), 1e-3) for name, net in step.method.networks.items()}
+        step(batch, 0)
+    for name, network in plain.method.networks.items():
+        moved = other.method.networks[name].state_dict()
+        before = train_step.make_step("reference", arguments, device).method.networks[name].state_dict()
+        for key, tensor in network.state_dict().items():
+            assert torch.allclose(tensor, moved[key], rtol=1e-3, atol=1e-6), f"{name}/{key}"
+        assert any(not torch.allclose(tensor, before[key]) for key, tensor in network.state_dict().items())
+
+
+def test_the_ladder_counts_less_work_up_to_the_package():
+    arguments = step_arguments()
+    counted = {
+        name: train_step.flops_of(
+            train_step.make_step(name, arguments, torch.device("cpu")), train_step._batch(arguments)
+        )
+        for name in (*train_step.rungs(False), train_step.PACKAGE)
+    }
+    for name in ("frozen", "merged", "shared", "lazy_r1", "together"):
+        assert counted[name] < counted["reference"], name
+    assert counted[train_step.PACKAGE] == pytest.approx(counted["together"], rel=0.02)
