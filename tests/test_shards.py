@@ -393,7 +393,10 @@ def test_interrupted_generation_exits_130_and_resumes(run, tmp_path):
         sys.executable, "-m", "rebalance", "generate", str(run), "--out", str(out), "--shard-size", "1", "--quiet",
         "--workers", "2",
     ]  # fmt: skip
+    # As from a terminal: what a shell starts in the background inherits an ignored SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    signal.signal(signal.SIGINT, before)
     while process.poll() is None and not list(out.glob("*.tar")):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)

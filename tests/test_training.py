@@ -38,7 +38,14 @@ from rebalance.training.ema import MovingAverage
 from rebalance.training.logs import TrainingLog, read_scalars
 from rebalance.training.loop import Observation
 from rebalance.training.precision import choose
-from rebalance.training.previews import PROBES, Probe, TranslationObserver, source_dependence, translate_all
+from rebalance.training.previews import (
+    PROBES,
+    Probe,
+    TranslationObserver,
+    source_dependence,
+    translate_all,
+    variance_share,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -734,6 +741,9 @@ def test_observer_looks_at_the_averaged_weights_and_draws_a_grid():
         "source_dependence/poor": expected.ratio,
         "variance_over_sources/poor": expected.over_sources,
         "variance_over_references/poor": expected.over_references,
+        "variance_share/poor": variance_share(
+            translate_all(method.with_networks(averaged), probe, CPU), probe.references
+        ),
     }
     plain = TranslationObserver(method, (probe,), CPU)({})
     assert plain.scalars != observation.scalars
