@@ -1,7 +1,4 @@
-"""Batched augmentations, each image with its own draw, from an explicit generator.
-
-All random numbers come from a CPU generator, so that a draw is the same on every device.
-"""
+"""Batched augmentations, each image with its own draw."""
 
 from __future__ import annotations
 
@@ -11,24 +8,26 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-
-def _uniform(n: int, low: float, high: float, generator: torch.Generator, like: torch.Tensor) -> torch.Tensor:
-    draws = torch.rand(n, generator=generator) * (high - low) + low
-    return draws.to(device=like.device, dtype=like.dtype, non_blocking=True)[:, None, None, None]
+from rebalance.draws import Draws
 
 
-def _chosen(n: int, probability: float, generator: torch.Generator, like: torch.Tensor) -> torch.Tensor:
-    mask = torch.rand(n, generator=generator) < probability
+def _uniform(n: int, low: float, high: float, draws: Draws, like: torch.Tensor) -> torch.Tensor:
+    drawn = draws.uniform(n) * (high - low) + low
+    return drawn.to(device=like.device, dtype=like.dtype, non_blocking=True)[:, None, None, None]
+
+
+def _chosen(n: int, probability: float, draws: Draws, like: torch.Tensor) -> torch.Tensor:
+    mask = draws.uniform(n) < probability
     return mask.to(device=like.device, non_blocking=True)[:, None, None, None]
 
 
-def distort_content(images: torch.Tensor, names: Sequence[str], generator: torch.Generator) -> torch.Tensor:
+def distort_content(images: torch.Tensor, names: Sequence[str], draws: Draws) -> torch.Tensor:
     """Apply the modality encoder's augmentations: they change what is shown and keep how it looks.
 
     Args:
         images: (B, C, H, W) float in [-1, 1].
         names: any of crop, flip, colour_jitter, grayscale, blur, patch_shuffle, applied in that order.
-        generator: CPU generator of all draws.
+        draws: where random numbers come from.
     """
     steps = {
         "crop": random_crop,
@@ -40,55 +39,55 @@ def distort_content(images: torch.Tensor, names: Sequence[str], generator: torch
     }
     for name, step in steps.items():
         if name in names:
-            images = step(images, generator)
+            images = step(images, draws)
     return images
 
 
-def random_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def random_crop(images: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Random resized crop as in SimCLR: area 8-100%, aspect ratio 3/4-4/3, bilinear, back to the same size."""
     n = len(images)
-    area = torch.rand(n, generator=generator) * 0.92 + 0.08
-    ratio = torch.exp((torch.rand(n, generator=generator) * 2 - 1) * math.log(4 / 3))
+    area = draws.uniform(n) * 0.92 + 0.08
+    ratio = torch.exp((draws.uniform(n) * 2 - 1) * math.log(4 / 3))
     width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
-    centre_x = (torch.rand(n, generator=generator) * 2 - 1) * (1 - width)
-    centre_y = (torch.rand(n, generator=generator) * 2 - 1) * (1 - height)
+    centre_x = (draws.uniform(n) * 2 - 1) * (1 - width)
+    centre_y = (draws.uniform(n) * 2 - 1) * (1 - height)
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0], theta[:, 0, 2], theta[:, 1, 1], theta[:, 1, 2] = width, centre_x, height, centre_y
     grid = F.affine_grid(theta.to(images.device, images.dtype), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
-def random_flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def random_flip(images: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Flip each image left to right with probability 1/2."""
-    return torch.where(_chosen(len(images), 0.5, generator, images), images.flip(3), images)
+    return torch.where(_chosen(len(images), 0.5, draws, images), images.flip(3), images)
 
 
-def colour_jitter(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def colour_jitter(images: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Change brightness, contrast and (of RGB) saturation of 80% of the images by up to 40%."""
     n = len(images)
-    jittered = images + _uniform(n, -0.4, 0.4, generator, images)
+    jittered = images + _uniform(n, -0.4, 0.4, draws, images)
     mean = jittered.mean((1, 2, 3), keepdim=True)
-    jittered = (jittered - mean) * _uniform(n, 0.6, 1.4, generator, images) + mean
+    jittered = (jittered - mean) * _uniform(n, 0.6, 1.4, draws, images) + mean
     gray = jittered.mean(1, keepdim=True)
-    jittered = (jittered - gray) * _uniform(n, 0.6, 1.4, generator, images) + gray
-    return torch.where(_chosen(n, 0.8, generator, images), jittered.clamp(-1, 1), images)
+    jittered = (jittered - gray) * _uniform(n, 0.6, 1.4, draws, images) + gray
+    return torch.where(_chosen(n, 0.8, draws, images), jittered.clamp(-1, 1), images)
 
 
-def random_grayscale(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def random_grayscale(images: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Replace 20% of the images by their luma (ITU-R 601); gray images stay as they are."""
-    chosen = _chosen(len(images), 0.2, generator, images)
+    chosen = _chosen(len(images), 0.2, draws, images)
     if images.shape[1] == 1:
         return images
     luma = images.new_tensor([0.299, 0.587, 0.114])[None, :, None, None]
     return torch.where(chosen, (images * luma).sum(1, keepdim=True).expand_as(images), images)
 
 
-def random_blur(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def random_blur(images: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Blur half of the images with a Gaussian of 0.1 to 2 px at 64 px, in proportion at other sizes."""
     n, channels, side = len(images), images.shape[1], images.shape[-1]
     scale = side / 64
     radius = max(1, math.ceil(4 * scale))
-    sigma = _uniform(n, 0.1, 2.0, generator, images)[:, 0, 0] * scale + 1e-3
+    sigma = _uniform(n, 0.1, 2.0, draws, images)[:, 0, 0] * scale + 1e-3
     offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
     kernel = torch.softmax(-0.5 * (offsets / sigma) ** 2, dim=1).repeat_interleave(channels, 0)
     flat = images.reshape(1, n * channels, *images.shape[2:])
@@ -96,16 +95,16 @@ def random_blur(images: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     flat = F.conv2d(
         F.pad(flat, (0, 0, radius, radius), mode="replicate"), kernel[:, None, :, None], groups=n * channels
     )
-    return torch.where(_chosen(n, 0.5, generator, images), flat.view_as(images), images)
+    return torch.where(_chosen(n, 0.5, draws, images), flat.view_as(images), images)
 
 
-def shuffle_patches(images: torch.Tensor, patches: int, generator: torch.Generator) -> torch.Tensor:
+def shuffle_patches(images: torch.Tensor, patches: int, draws: Draws) -> torch.Tensor:
     """Cut each image into `patches` x `patches` squares, permute them and flip each left to right at random.
 
     Args:
         images: (B, C, H, W); a border that does not divide evenly stays where it is.
         patches: patches a side.
-        generator: CPU generator of all draws.
+        draws: where random numbers come from.
     """
     n, channels, height, width = images.shape
     if patches < 2 or patches > min(height, width):
@@ -114,9 +113,9 @@ def shuffle_patches(images: torch.Tensor, patches: int, generator: torch.Generat
     inner = images[:, :, : ph * patches, : pw * patches]
     cut = inner.reshape(n, channels, patches, ph, patches, pw).permute(0, 2, 4, 1, 3, 5)
     cut = cut.reshape(n, patches**2, channels, ph, pw)
-    order = torch.rand(n, patches**2, generator=generator).argsort(1).to(images.device)
+    order = draws.uniform(n, patches**2).argsort(1).to(images.device)
     cut = torch.take_along_dim(cut, order[:, :, None, None, None], dim=1)
-    flip = (torch.rand(n, patches**2, generator=generator) < 0.5).to(images.device)[:, :, None, None, None]
+    flip = (draws.uniform(n, patches**2) < 0.5).to(images.device)[:, :, None, None, None]
     cut = torch.where(flip, cut.flip(4), cut)
     joined = cut.reshape(n, patches, patches, channels, ph, pw).permute(0, 3, 1, 4, 2, 5)
     shuffled = images.clone()
@@ -125,7 +124,7 @@ def shuffle_patches(images: torch.Tensor, patches: int, generator: torch.Generat
 
 
 def diff_augment(
-    images: torch.Tensor, policy: Sequence[str], translation_fraction: float, generator: torch.Generator
+    images: torch.Tensor, policy: Sequence[str], translation_fraction: float, draws: Draws
 ) -> torch.Tensor:
     """Apply DiffAugment (Zhao et al., 2020), differentiable in `images`, to all that a discriminator sees.
 
@@ -135,29 +134,29 @@ def diff_augment(
         images: (B, C, H, W) in [-1, 1].
         policy: any of brightness, contrast, saturation, translation, cutout.
         translation_fraction: largest shift, of the side; the border is repeated.
-        generator: CPU generator of all draws.
+        draws: where random numbers come from.
     """
     n = len(images)
     if "brightness" in policy:
-        images = images + _uniform(n, -0.5, 0.5, generator, images)
+        images = images + _uniform(n, -0.5, 0.5, draws, images)
     if "saturation" in policy:
         mean = images.mean(1, keepdim=True)
-        images = (images - mean) * _uniform(n, 0, 2, generator, images) + mean
+        images = (images - mean) * _uniform(n, 0, 2, draws, images) + mean
     if "contrast" in policy:
         mean = images.mean((1, 2, 3), keepdim=True)
-        images = (images - mean) * _uniform(n, 0.5, 1.5, generator, images) + mean
+        images = (images - mean) * _uniform(n, 0.5, 1.5, draws, images) + mean
     if "translation" in policy:
-        images = _translate(images, translation_fraction, generator)
+        images = _translate(images, translation_fraction, draws)
     if "cutout" in policy:
-        images = images * _cutout_mask(images, generator)
+        images = images * _cutout_mask(images, draws)
     return images
 
 
-def _translate(images: torch.Tensor, fraction: float, generator: torch.Generator) -> torch.Tensor:
+def _translate(images: torch.Tensor, fraction: float, draws: Draws) -> torch.Tensor:
     n, _, height, width = images.shape
     most_y, most_x = round(height * fraction), round(width * fraction)
-    shift_y = torch.randint(-most_y, most_y + 1, (n, 1), generator=generator)
-    shift_x = torch.randint(-most_x, most_x + 1, (n, 1), generator=generator)
+    shift_y = draws.integers(-most_y, most_y + 1, n, 1)
+    shift_x = draws.integers(-most_x, most_x + 1, n, 1)
     # The border is repeated: stripes of another colour would be what the discriminator sees first.
     rows = (torch.arange(height)[None] + shift_y).clamp_(0, height - 1).to(images.device)
     columns = (torch.arange(width)[None] + shift_x).clamp_(0, width - 1).to(images.device)
@@ -166,10 +165,10 @@ def _translate(images: torch.Tensor, fraction: float, generator: torch.Generator
     return picked.permute(0, 3, 1, 2)
 
 
-def _cutout_mask(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _cutout_mask(images: torch.Tensor, draws: Draws) -> torch.Tensor:
     n, _, height, width = images.shape
-    centre_y = torch.randint(0, height + 1, (n, 1), generator=generator)
-    centre_x = torch.randint(0, width + 1, (n, 1), generator=generator)
+    centre_y = draws.integers(0, height + 1, n, 1)
+    centre_x = draws.integers(0, width + 1, n, 1)
     inside_y = (torch.arange(height)[None] - centre_y).abs() < height // 4
     inside_x = (torch.arange(width)[None] - centre_x).abs() < width // 4
     hole = inside_y[:, :, None] & inside_x[:, None, :]

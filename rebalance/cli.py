@@ -25,6 +25,16 @@ def _emit(result: Any, text: str, as_json: bool) -> None:
     click.echo(json.dumps(result.to_json(), ensure_ascii=False) if as_json else text)
 
 
+def _first_of_several() -> bool:
+    """Whether this process speaks: alone, or as the first of those that `torchrun` started; hush the others."""
+    from rebalance.ranks import launched
+
+    if launched().first:
+        return True
+    logging.getLogger("rebalance").setLevel(logging.ERROR)
+    return False
+
+
 def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         return functools.reduce(lambda inner, outer: outer(inner), reversed(options), function)
@@ -94,14 +104,19 @@ def fit(
     data: Path, run: Path, balance: str, max_multiple: float | None, recipe: str, overrides: tuple[str, ...],
     seed: int | None, device: str, overwrite: bool, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
-    """Train on DATA; the same command again resumes."""
+    """Train on DATA; the same command again resumes.
+
+    Several GPUs: torchrun --nproc-per-node N -m -- rebalance fit ...
+    """
     from rebalance import reporting, training
 
+    speaks = _first_of_several()
     result = training.fit(
         data, run, recipe, balance=balance, max_multiple=max_multiple, overrides=overrides, seed=seed, device=device,
-        overwrite=overwrite, progress=not quiet,
+        overwrite=overwrite, progress=speaks and not quiet,
     )  # fmt: skip
-    _emit(result, reporting.fit_text(result), as_json)
+    if speaks:
+        _emit(result, reporting.fit_text(result), as_json)
 
 
 def _shard_range(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -135,11 +150,16 @@ def _shard_range(context: click.Context, parameter: click.Parameter, value: str 
 @click.option("--overwrite", is_flag=True, help="Delete what OUT holds and start again.")
 @_options(_device, _json, _quiet)
 def generate(run: Path, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Make the synthetic images of RUN; the same command again makes what is missing."""
+    """Make the synthetic images of RUN; the same command again makes what is missing.
+
+    Several GPUs: torchrun --nproc-per-node N -m -- rebalance generate ...
+    """
     from rebalance import reporting, shards
 
-    result = shards.generate(run, progress=not quiet, **options)
-    _emit(result, reporting.generation_text(result), as_json)
+    speaks = _first_of_several()
+    result = shards.generate(run, progress=speaks and not quiet, **options)
+    if speaks:
+        _emit(result, reporting.generation_text(result), as_json)
     sys.exit(result.exit_code)
 
 

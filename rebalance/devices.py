@@ -7,12 +7,13 @@ import os
 import torch
 
 from rebalance.errors import InputError
+from rebalance.ranks import n_local
 
 DEVICES = ("auto", "cpu", "cuda")
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device that "auto", "cpu" or "cuda" stands for here; fp32 on CUDA uses TF32.
+    """Return the device that "auto", "cpu" or "cuda" stands for here, under `torchrun` a GPU a process; fp32 uses TF32.
 
     Raises:
         InputError: an unknown name, or "cuda" without a usable GPU.
@@ -26,9 +27,12 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cpu")
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
-    return torch.device("cuda")
+    place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(place)
+    return place
 
 
 def cpu_count() -> int:
-    """Return the number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of CPUs that this process may use; processes that `torchrun` started share them evenly."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(available // n_local(), 1)

@@ -47,6 +47,14 @@ class DamagedError(RebalanceError):
     """A file that this package wrote is damaged or missing (exit code 1)."""
 
 
+class PeerError(RebalanceError):
+    """Another process of the same `torchrun` stopped; it has the same exit code, and said why."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("the first process stopped; its own message says why")
+        self.exit_code = exit_code
+
+
 class InterruptedRunError(RebalanceError):
     """Stopped by a signal after saving; the same command resumes (exit code 130)."""
 

@@ -9,6 +9,10 @@ from sklearn.covariance import ledoit_wolf
 
 from rebalance.errors import InputError
 
+# Keeps a class without any variance usable; far below any real feature variance.
+_LEAST_VARIANCE = 1e-10
+_INFINITY_POINTS = 8
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -85,9 +89,93 @@ def moments(features: np.ndarray) -> Moments:
         raise InputError("features contain values that are not finite")
     features = features.astype(np.float64)
     covariance, _ = ledoit_wolf(features)
-    # Keeps a class without any variance usable; far below any real feature variance.
-    covariance = covariance + np.eye(features.shape[1]) * 1e-10
+    covariance = covariance + np.eye(features.shape[1]) * _LEAST_VARIANCE
     return Moments(features.mean(0), covariance, len(features))
+
+
+class StreamingMoments:
+    """Mean and plain covariance of features that come in parts, in float64; parts merge in any order.
+
+    Sums of squares are taken around the mean (Chan, Golub and LeVeque, 1983), so nothing is lost to a large mean.
+    Memory does not grow with n. For sets that are large against d; `moments` shrinks what small ones cannot tell.
+    """
+
+    def __init__(self, dimensions: int) -> None:
+        self.n = 0
+        self.mean = np.zeros(dimensions)
+        self._scatter = np.zeros((dimensions, dimensions))
+
+    def add(self, features: np.ndarray) -> None:
+        """Take in features (b, d).
+
+        Raises:
+            InputError: values that are not finite.
+        """
+        if not np.isfinite(features).all():
+            raise InputError("features contain values that are not finite")
+        if len(features):
+            part = StreamingMoments(len(self.mean))
+            part.n, part.mean = len(features), features.mean(0, dtype=np.float64)
+            centred = features - part.mean
+            part._scatter = centred.T @ centred
+            self.merge(part)
+
+    def merge(self, other: StreamingMoments) -> None:
+        """Take in what another has seen."""
+        n = self.n + other.n
+        if other.n == 0:
+            return
+        shift = other.mean - self.mean
+        self._scatter = self._scatter + other._scatter + np.outer(shift, shift) * (self.n * other.n / n)
+        self.mean = self.mean + shift * (other.n / n)
+        self.n = n
+
+    def moments(self) -> Moments:
+        """Return what was seen, the covariance unbiased.
+
+        Raises:
+            InputError: fewer than 2 images.
+        """
+        if self.n < 2:
+            raise InputError("a Fréchet distance needs at least 2 images on each side", value=self.n)
+        return Moments(self.mean, self._scatter / (self.n - 1) + np.eye(len(self.mean)) * _LEAST_VARIANCE, self.n)
+
+
+@dataclass(frozen=True)
+class Influence:
+    """How much an image adds to a squared Fréchet distance, to first order: x . linear + x^T quadratic x + constant.
+
+    Attributes:
+        quadratic: (d, d) float64, I - T.
+        linear: (d,) float64.
+        constant: makes the mean over the synthetic set 0.
+    """
+
+    quadratic: np.ndarray
+    linear: np.ndarray
+    constant: float
+
+    def of(self, features: np.ndarray) -> np.ndarray:
+        """Return the influence (n,) of features (n, d); without image i the distance is of(x_i) / (n - 1) smaller."""
+        features = features.astype(np.float64)
+        return ((features @ self.quadratic) * features).sum(1) + features @ self.linear + self.constant
+
+
+def influence(real: Moments, synthetic: Moments) -> Influence:
+    """Return the influence function of the squared Fréchet distance at a synthetic set's moments.
+
+    IF(x) = 2 (m - m_r).(x - m) + (x - m)^T (I - T)(x - m) - tr((I - T) S), with T the optimal transport map from
+    N(m, S) to N(m_r, S_r), the gradient of the trace term. I - T is indefinite: where the synthetic set varies less
+    than the real one, far images have low influence, so outliers must be rejected otherwise.
+    """
+    values, vectors = np.linalg.eigh(real.covariance)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    inner_values, inner_vectors = np.linalg.eigh(root @ synthetic.covariance @ root)
+    inverse = (inner_vectors / np.sqrt(inner_values.clip(min=inner_values.max() * 1e-12))) @ inner_vectors.T
+    quadratic = np.eye(len(values)) - root @ inverse @ root
+    shift, mean = 2 * (synthetic.mean - real.mean), synthetic.mean
+    constant = mean @ quadratic @ mean - shift @ mean - np.trace(quadratic @ synthetic.covariance)
+    return Influence(quadratic, shift - 2 * quadratic @ mean, float(constant))
 
 
 def frechet_distance(real: Moments, synthetic: Moments) -> float:
@@ -120,6 +208,49 @@ def floor(real: Moments, n_synthetic: int, draws: int, seed: int) -> float:
         return moments(real.mean + generator.standard_normal((n, len(real.mean))) @ cholesky.T)
 
     return float(np.mean([frechet_distance(draw(real.n), draw(n_synthetic)) for _ in range(draws)]))
+
+
+@dataclass(frozen=True)
+class Extrapolated:
+    """A distance at infinitely many synthetic images.
+
+    Attributes:
+        value: intercept of the distance over 1/n.
+        error: its standard error, from the scatter around the line.
+    """
+
+    value: float
+    error: float
+
+
+def distance_at_infinity(real: np.ndarray, synthetic: np.ndarray, seed: int) -> Extrapolated:
+    """Extrapolate the distance in 1/n over random subsets of the synthetic set (Chong and Forsyth, 2020).
+
+    It removes the bias of the synthetic side; that of the real side, whose size is what it is, stays.
+
+    Args:
+        real: (n, d) features.
+        synthetic: (m, d) features.
+        seed: seed of the subsets.
+
+    Raises:
+        InputError: fewer than 16 synthetic images, fewer than 2 real ones, or values that are not finite.
+    """
+    if len(synthetic) < 2 * _INFINITY_POINTS:
+        raise InputError(
+            "FD at infinity needs more synthetic images",
+            value=len(synthetic),
+            allowed=f"{2 * _INFINITY_POINTS} or more",
+        )
+    of_real, rng = moments(real), np.random.default_rng(seed)
+    sizes = np.unique(np.linspace(len(synthetic) // 4, len(synthetic), _INFINITY_POINTS).astype(int))
+    distances = [
+        frechet_distance(of_real, moments(synthetic[rng.choice(len(synthetic), size, replace=False)])) for size in sizes
+    ]
+    design = np.stack([np.ones(len(sizes)), 1 / sizes], 1)
+    fitted, *_ = np.linalg.lstsq(design, np.array(distances), rcond=None)
+    noise = np.square(design @ fitted - distances).sum() / (len(sizes) - 2)
+    return Extrapolated(float(fitted[0]), float(np.sqrt(noise * np.linalg.inv(design.T @ design)[0, 0])))
 
 
 def compare(real: np.ndarray, synthetic: np.ndarray, *, draws: int, seed: int) -> FrechetResult:

@@ -202,8 +202,7 @@ def load_run(run: RunDirectory, data: str | None, device: torch.device) -> Loade
     """
     recipe, plan, index = run.recipe(), run.plan(), run.index()
     if data is not None:
-        place = Path(data)
-        index = index.moved_to((place.parent if place.is_file() else place).absolute())
+        index = index.moved_to(Path(data))
     if not index.root.is_dir():
         raise InputError(f"the data set of this run is not at {index.root}", remedy="Name where it is now with --data")
     if not run.has_modalities():

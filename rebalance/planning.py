@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import yaml
 
-from rebalance.config import Recipe
+from rebalance.config import DataOptions, Recipe
 from rebalance.errors import InputError
 from rebalance.features import FeatureExtractor
 from rebalance.index import ImageIndex
@@ -267,9 +268,15 @@ def class_means(index: ImageIndex, recipe: Recipe, extractor: FeatureExtractor) 
         rows = index.rows("train", name)
         if len(rows):
             chosen = np.random.default_rng((recipe.seed, label)).permutation(rows)[: recipe.plan.feature_images]
-            pixels = (index.square(int(row), recipe.data) for row in np.sort(chosen))
-            means[name] = extractor.extract_all(pixels).mean(0)
+            means[name] = real_features(index, np.sort(chosen), recipe.data, extractor).mean(0)
     return means
+
+
+def real_features(index: ImageIndex, rows: np.ndarray, options: DataOptions, extractor: FeatureExtractor) -> np.ndarray:
+    """Return features (n, d) of real images as the model's squares, from the user's cache where they are known."""
+    view = f"{options.size_px} {options.channels} {options.square} {PIL.__version__}"
+    keys = [f"{content} {view}" for content in index.column("hash")[rows]]
+    return extractor.extract_known(keys, (index.square(int(row), options) for row in rows))
 
 
 def make_plan(

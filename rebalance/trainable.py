@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from rebalance.draws import Draws
+from rebalance.ranks import Ranks
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -40,13 +43,16 @@ class StepContext:
 
     Attributes:
         step: number of the step, from 0.
-        generator: CPU generator seeded by (seed, step), for all random draws.
+        draws: all random numbers, seeded by (seed, step).
         regularize: factor of lazily applied penalties: their interval on the steps that take them, 0 on the others.
+        ranks: who shares the batch. The loop averages gradients over them, so a loss that is a mean over images needs
+            nothing; one that divides by anything else does.
     """
 
     step: int
-    generator: torch.Generator
+    draws: Draws
     regularize: float
+    ranks: Ranks = Ranks()
 
 
 class Trainable(ABC):

@@ -8,26 +8,23 @@ from hypothesis import strategies as st
 
 from rebalance.augmentations import diff_augment, distort_content, random_grayscale, shuffle_patches
 from rebalance.config.recipe import AUGMENTATIONS
+from rebalance.draws import Draws
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 POLICIES = ("brightness", "contrast", "saturation", "translation", "cutout")
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def pictures(n: int = 6, channels: int = 3, height: int = 16, width: int = 16, seed: int = 5) -> torch.Tensor:
-    return torch.rand(n, channels, height, width, generator=seeded(seed)) * 2 - 1
+    return torch.rand(n, channels, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def distort(images: torch.Tensor, name: str, seed: int = 0) -> torch.Tensor:
-    return distort_content(images, (name,), seeded(seed))
+    return distort_content(images, (name,), Draws(seed))
 
 
 def augment(images: torch.Tensor, name: str, seed: int = 0) -> torch.Tensor:
-    return diff_augment(images, (name,), 0.25, seeded(seed))
+    return diff_augment(images, (name,), 0.25, Draws(seed))
 
 
 EACH = [(distort, name) for name in AUGMENTATIONS] + [(augment, name) for name in POLICIES]
@@ -90,19 +87,19 @@ def test_distortions_stay_within_range(name, channels, seed):
 
 def test_all_distortions_together():
     images = pictures()
-    changed = distort_content(images, AUGMENTATIONS, seeded())
+    changed = distort_content(images, AUGMENTATIONS, Draws(0))
     assert changed.shape == images.shape and changed.abs().max() <= 1 + 1e-5
 
 
 def test_without_names_nothing_changes():
     images = pictures()
-    assert distort_content(images, (), seeded()) is images
-    assert diff_augment(images, (), 0.25, seeded()) is images
+    assert distort_content(images, (), Draws(0)) is images
+    assert diff_augment(images, (), 0.25, Draws(0)) is images
 
 
 def test_grayscale_makes_channels_equal_in_about_a_fifth_of_rgb_images():
     images = pictures(200, 3, 4, 4)
-    changed = random_grayscale(images, seeded())
+    changed = random_grayscale(images, Draws(0))
     gray = (changed == changed[:, :1]).flatten(1).all(1)
     kept = (changed == images).flatten(1).all(1)
     assert (gray ^ kept).all()
@@ -113,7 +110,7 @@ def test_grayscale_makes_channels_equal_in_about_a_fifth_of_rgb_images():
 
 def test_grayscale_leaves_gray_images_as_they_are():
     images = pictures(20, 1)
-    assert torch.equal(random_grayscale(images, seeded()), images)
+    assert torch.equal(random_grayscale(images, Draws(0)), images)
 
 
 def test_flip_mirrors_whole_images():
@@ -143,7 +140,7 @@ def test_blur_lowers_contrast_and_keeps_constant_images():
 )  # fmt: skip
 def test_patch_shuffle_keeps_the_multiset_of_pixels(patches, height, width, channels, seed):
     images = pictures(3, channels, height, width, seed)
-    shuffled = shuffle_patches(images, patches, seeded(seed))
+    shuffled = shuffle_patches(images, patches, Draws(seed))
 
     def pixels(image: torch.Tensor) -> list[list[float]]:
         return sorted(image.flatten(1).T.tolist())
@@ -154,7 +151,7 @@ def test_patch_shuffle_keeps_the_multiset_of_pixels(patches, height, width, chan
 
 def test_patch_shuffle_moves_whole_patches():
     patches = torch.arange(1.0, 17).view(4, 4).repeat_interleave(3, 0).repeat_interleave(2, 1)[None, None]
-    shuffled = shuffle_patches(patches, 4, seeded())[0, 0]
+    shuffled = shuffle_patches(patches, 4, Draws(0))[0, 0]
     cells = shuffled.unfold(0, 3, 3).unfold(1, 2, 2)
     assert (cells == cells[:, :, :1, :1]).all()
     assert not torch.equal(shuffled, patches[0, 0])
@@ -162,7 +159,7 @@ def test_patch_shuffle_moves_whole_patches():
 
 def test_patch_shuffle_leaves_the_border_that_does_not_divide():
     images = pictures(2, 3, 11, 10)
-    shuffled = shuffle_patches(images, 3, seeded())
+    shuffled = shuffle_patches(images, 3, Draws(0))
     assert torch.equal(shuffled[:, :, 9:], images[:, :, 9:])
     assert torch.equal(shuffled[:, :, :, 9:], images[:, :, :, 9:])
 
@@ -170,20 +167,20 @@ def test_patch_shuffle_leaves_the_border_that_does_not_divide():
 @pytest.mark.parametrize("patches", [0, 1, 17])
 def test_patch_shuffle_of_impossible_patches_changes_nothing(patches):
     images = pictures()
-    assert torch.equal(shuffle_patches(images, patches, seeded()), images)
+    assert torch.equal(shuffle_patches(images, patches, Draws(0)), images)
 
 
 @pytest.mark.parametrize("policy", [*((name,) for name in POLICIES), POLICIES])
 def test_diff_augment_is_differentiable(policy):
     images = pictures(3, 3, 6, 6).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: diff_augment(x, policy, 0.25, seeded(4)), (images,), fast_mode=True)
-    diff_augment(images, policy, 0.25, seeded(4)).sum().backward()
+    assert torch.autograd.gradcheck(lambda x: diff_augment(x, policy, 0.25, Draws(4)), (images,), fast_mode=True)
+    diff_augment(images, policy, 0.25, Draws(4)).sum().backward()
     assert images.grad.abs().sum() > 0
 
 
 def test_translation_moves_pixels_and_repeats_the_border():
     images = pictures(40, 2, 8, 8).abs() + 0.1
-    moved = diff_augment(images, ("translation",), 0.25, seeded())
+    moved = diff_augment(images, ("translation",), 0.25, Draws(0))
     shifts = set()
     for image, other in zip(images, moved, strict=True):
         matches = []
@@ -201,12 +198,12 @@ def test_translation_moves_pixels_and_repeats_the_border():
 
 def test_no_translation_at_fraction_zero():
     images = pictures()
-    assert torch.equal(diff_augment(images, ("translation",), 0.0, seeded()), images)
+    assert torch.equal(diff_augment(images, ("translation",), 0.0, Draws(0)), images)
 
 
 def test_cutout_zeroes_one_rectangle():
     images = pictures(30).abs() + 0.1
-    cut = diff_augment(images, ("cutout",), 0.0, seeded())
+    cut = diff_augment(images, ("cutout",), 0.0, Draws(0))
     hole = (cut == 0).all(1)
     assert torch.equal(cut, images * ~hole[:, None])
     rows, columns = hole.any(2), hole.any(1)

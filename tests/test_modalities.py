@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import same_tensors, tiny_recipe, weights_of, write_classes
 
+from rebalance.draws import Draws
 from rebalance.errors import DamagedError, InputError
 from rebalance.index import ImageIndex, build_index
 from rebalance.modalities import (
@@ -274,7 +275,7 @@ def test_contrastive_views_come_from_the_steps_generator():
     encoder = make_encoder(tiny_recipe(modalities={"by": "contrastive", "encoder": ENCODER}))
 
     def views(seed: int) -> torch.Tensor:
-        return encoder.forward(encoder_batch(), StepContext(0, torch.Generator().manual_seed(seed), 0.0))[0]
+        return encoder.forward(encoder_batch(), StepContext(0, Draws(seed), 0.0))[0]
 
     assert torch.equal(views(0), views(0))
     assert not torch.equal(views(0), views(1))

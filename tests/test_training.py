@@ -469,7 +469,7 @@ def test_random_draws_of_a_step_depend_on_step_and_seed_alone():
         trainer = toy_trainer(seed=seed)
         for step in steps:
             trainer.step(toy_batches()(step), step)
-        return [tuple(torch.rand(3, generator=context.generator).tolist()) for context in trainer.trainable.contexts]
+        return [tuple(context.draws.uniform(3).tolist()) for context in trainer.trainable.contexts]
 
     assert draws(0, 0, 1) == draws(0, 0, 1) == list(reversed(draws(0, 1, 0)))
     found = {draw for seed in range(6) for draw in draws(seed, 0, 1, 2)}

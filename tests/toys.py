@@ -69,6 +69,9 @@ class ToyBatch:
     def __init__(self, rows: torch.Tensor) -> None:
         self.rows = rows
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
     def to(self, device: torch.device, memory_format: torch.memory_format) -> ToyBatch:
         return self
 
@@ -91,7 +94,7 @@ class ToyTrainable(Trainable):
 
     def forward(self, batch: ToyBatch, context: StepContext) -> torch.Tensor:
         self.contexts.append(context)
-        noise = torch.randn(batch.rows.shape, generator=context.generator)
+        noise = context.draws.normal(*batch.rows.shape)
         return self.networks["body"](batch.rows + 0.1 * noise)
 
     def loss(self, phase: str, batch: ToyBatch, outputs: torch.Tensor, context: StepContext) -> Loss:

@@ -36,6 +36,9 @@ class FeatureOptions(Options):
 
     extractor: str = option("efficientnet", "network", choices=("efficientnet", "inception"))
     input_px: int = option(224, "side to which images are resized for efficientnet", at_least=32, at_most=600)
+    layer: int | None = option(
+        None, "block of efficientnet whose pooled output is taken; empty: the last features", at_least=0, at_most=15
+    )
     batch: int = option(64, "images a forward pass", at_least=1)
     weights: str = option("", "file with the Inception weights; empty: clean-fid's cache")
 

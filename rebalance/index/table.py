@@ -129,9 +129,9 @@ class ImageIndex:
             digest.update("\0".join(row).encode() + b"\n")
         return digest.hexdigest()
 
-    def moved_to(self, root: Path) -> ImageIndex:
-        """Return the index of the same files under another root."""
-        return replace(self, root=Path(root))
+    def moved_to(self, data: Path) -> ImageIndex:
+        """Return the index of the same files where the data set (a folder, manifest or shard) is now."""
+        return replace(self, root=(data.parent if data.is_file() else data).absolute())
 
     def save(self, path: Path) -> None:
         """Write the index as Parquet, atomically."""

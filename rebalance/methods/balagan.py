@@ -119,7 +119,7 @@ class Balagan(Method):
         generator = self.networks["generator"]
         references = torch.cat([batch.reference, batch.source])
         if self.options.reference_patch_shuffle:
-            references = shuffle_patches(references, self.options.reference_patch_shuffle, context.generator)
+            references = shuffle_patches(references, self.options.reference_patch_shuffle, context.draws)
         content = generator.source_encoder(batch.source)
         codes = generator.style(references, torch.cat([batch.reference_label, batch.source_label]))
         translation, reconstruction = generator.decoder(content.repeat(2, 1, 1, 1), codes).chunk(2)
@@ -187,11 +187,11 @@ class Balagan(Method):
             terms["classification"] = torch.nn.functional.cross_entropy(logits, batch.reference_label)
             total = total + weights.classification_of_translations * terms["classification"]
         if weights.spread:
-            terms["spread"] = self._spread(batch, outputs)
+            terms["spread"] = self._spread(batch, outputs, context)
             total = total + weights.spread * terms["spread"]
         return Loss(total, terms)
 
-    def _spread(self, batch: PairBatch, outputs: Translations) -> torch.Tensor:
+    def _spread(self, batch: PairBatch, outputs: Translations, context: StepContext) -> torch.Tensor:
         """Cross each pair (x, y) with its neighbour (x', y') of the same class, and keep apart what should be."""
         neighbour = torch.arange(len(batch.source), device=batch.source.device) ^ 1
         same_class = batch.reference_label == batch.reference_label[neighbour]
@@ -201,13 +201,14 @@ class Balagan(Method):
         translation = outputs.translation.float()
         over_references = losses.spread(translation, crossed, distance * self.options.spread_over_references)
         over_sources = losses.spread(translation, crossed[neighbour], distance * self.options.spread_over_sources)
-        return (over_references + over_sources).sum() / same_class.sum().clamp(min=1)
+        n_pairs = context.ranks.total(same_class.sum()) / context.ranks.count
+        return (over_references + over_sources).sum() / n_pairs.clamp(min=1 / context.ranks.count)
 
     def _augment(self, images: torch.Tensor, context: StepContext) -> torch.Tensor:
         policy = self.options.diff_augment
         if not policy:
             return images
-        return diff_augment(images, policy, self.options.translation_fraction, context.generator)
+        return diff_augment(images, policy, self.options.translation_fraction, context.draws)
 
     def reference_codes(self, references: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the style codes (B, style_size) of references (B, C, H, W) of translator classes (B,)."""

@@ -42,6 +42,10 @@ class PairBatch:
                 moved[field.name] = tensor.to(device, non_blocking=True)
         return PairBatch(**moved)
 
+    def __len__(self) -> int:
+        """Return B."""
+        return len(self.source)
+
     def pin_memory(self) -> PairBatch:
         """Return the batch in page-locked memory."""
         return PairBatch(**{field.name: getattr(self, field.name).pin_memory() for field in fields(self)})

@@ -29,6 +29,10 @@ class ImageBatch:
         """Return the batch on a device, without waiting, in the memory format."""
         return ImageBatch(self.images.to(device, non_blocking=True, memory_format=memory_format))
 
+    def __len__(self) -> int:
+        """Return B."""
+        return len(self.images)
+
     def pin_memory(self) -> ImageBatch:
         """Return the batch in page-locked memory."""
         return ImageBatch(self.images.pin_memory())
@@ -57,7 +61,7 @@ class ContrastiveEncoder(Encoder):
     def forward(self, batch: ImageBatch, context: StepContext) -> tuple[torch.Tensor, torch.Tensor]:
         """Project two views of every image, in one pass."""
         views = torch.cat([batch.images, batch.images])
-        views = distort_content(views, self.options.augmentations, context.generator)
+        views = distort_content(views, self.options.augmentations, context.draws)
         first, second = self.networks["projection"](self.networks["backbone"](views)).chunk(2)
         return first, second
 
@@ -79,7 +83,7 @@ class VariationalEncoder(Encoder):
         """Encode, draw, decode: mean, log-variance and reconstruction."""
         vae = self.networks["vae"]
         mean, log_variance = vae.encode(batch.images)
-        noise = torch.randn(mean.shape, generator=context.generator).to(mean.device, mean.dtype)
+        noise = context.draws.normal(*mean.shape).to(mean.device, mean.dtype)
         return mean, log_variance, vae.decode(mean + noise * (0.5 * log_variance).exp())
 
     def loss(self, phase: str, batch: ImageBatch, outputs: Any, context: StepContext) -> Loss:

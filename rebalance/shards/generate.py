@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from rebalance.features import make_extractor
 from rebalance.filtering import ClassCalibration, Gates, Threshold, calibrate, check_gates
 from rebalance.generation import LoadedRun, Synthesizer, load_run
 from rebalance.planning import Plan, cap, resolve_balance
+from rebalance.ranks import joined
 from rebalance.shards.make import ShardMaker, ShardName
 from rebalance.shards.manifest import REQUEST, read_marker, write_manifest
 from rebalance.shards.request import REAL, GenerationRequest, make_request
@@ -95,6 +97,8 @@ def generate(
 ) -> GenerationResult:
     """Make the shards of a run; the same call again makes only what is missing.
 
+    Processes that `torchrun` started share the shards among them.
+
     Args:
         run: a finished run directory.
         out: folder of the shards.
@@ -140,18 +144,28 @@ def generate(
     )  # fmt: skip
     maker = ShardMaker(loaded, request, gates, target, place)
     wanted = _chosen(maker, shards)
-    with files.locked(target, shared=shards is not None):
+
+    def begin() -> None:
+        held.enter_context(files.locked(target, shared=shards is not None))
         _claim(target, request, overwrite)
         if shards is None:
             files.remove_partials(target)
-        missing = [name for name in wanted if not _is_done(target, name, request)]
-        job = Job(directory.path, str(loaded.index.root), request, gates, target, place.type)
-        _make_all(maker, job, missing, workers, progress)
+
+    def end() -> list[ShardName]:
         done = [name for name in maker.names() if _is_done(target, name, request)]
-        complete = len(done) == len(maker.names())
-        if complete:
+        if len(done) == len(maker.names()):
             write_manifest(target, loaded, request, calibrations, done)
-    return _result(target, request, calibrations, done, complete, len(missing), time.monotonic() - start)
+        return done
+
+    with joined(place) as ranks, contextlib.ExitStack() as held:
+        ranks.first_does(begin)
+        own = wanted[ranks.number :: ranks.count]
+        missing = [name for name in own if not _is_done(target, name, request)]
+        job = Job(directory.path, str(loaded.index.root), request, gates, target, str(place))
+        _make_all(maker, job, missing, workers, progress)
+        n_made = int(ranks.total(torch.tensor(len(missing))))
+        done = ranks.first_does(end) or [name for name in maker.names() if (target / name.marker).is_file()]
+    return _result(target, request, calibrations, done, len(maker.names()), n_made, time.monotonic() - start)
 
 
 def _check_options(shard_size: int, file_format: str, quality: int, workers: int, seed: int) -> None:
@@ -297,7 +311,7 @@ def _make_all(maker: ShardMaker, job: Job, missing: Sequence[ShardName], workers
     if not missing:
         return
     if workers == 0:
-        workers = 1 if job.device == "cuda" else cpu_count()
+        workers = cpu_count() if job.device == "cpu" else 1
     workers = min(workers, len(missing))
     total = sum(_n_images(maker, name) for name in missing)
     threads = maker.run.recipe.generation.threads
@@ -318,7 +332,7 @@ def _result(
     request: GenerationRequest,
     calibrations: Mapping[str, ClassCalibration],
     done: Sequence[ShardName],
-    complete: bool,
+    n_shards: int,
     made: int,
     seconds: float,
 ) -> GenerationResult:
@@ -334,7 +348,7 @@ def _result(
     return GenerationResult(
         out=out,
         fingerprint=request.fingerprint,
-        complete=complete,
+        complete=len(done) == n_shards,
         shards=len(done),
         made=made,
         counts=dict(counts),

@@ -107,7 +107,7 @@ class ShardMaker:
         """
         with ThreadPoolExecutor(max_workers=2) as pool:
             contents = self._real(name, pool, count) if name.kind == REAL else self._synthetic(name, pool, count)
-        tar = _tar_bytes(contents.samples)
+        tar = tar_bytes(contents.samples)
         files.write_bytes(self.out / name.tar, tar)
         files.write_sealed_json(self.out / name.marker, self._marker(name, contents, tar))
 
@@ -228,7 +228,7 @@ class ShardMaker:
         }
 
 
-def _tar_bytes(samples: list[Sample]) -> bytes:
+def tar_bytes(samples: list[Sample]) -> bytes:
     """Return a tar file of samples without times and owners, so that equal samples give equal bytes."""
     buffer = io.BytesIO()
     with webdataset.TarWriter(buffer, user="", group="", mode=0o644, mtime=0, encoder=False) as writer:

@@ -78,18 +78,25 @@ class CheckpointFolder:
         paths = self.paths()
         for path in reversed(paths):
             try:
-                step = self._load(path, state, log)
+                values = _load(path, state)
             except DamagedError as error:
                 warnings.warn(f"{error}; falling back to the checkpoint before", stacklevel=2)
                 continue
+            log.cut_back(values["logs"])
+            log.latest = dict(values["scalars"])
             for damaged in paths[paths.index(path) + 1 :]:
                 shutil.rmtree(damaged)
             self._warn_of_older(paths[: paths.index(path)])
-            return step
+            return int(values["step"])
         if paths:
             raise DamagedError(f"no intact checkpoint in {self.folder}", remedy="Start again with --overwrite")
         log.cut_back({})
         return 0
+
+    def follow(self, state: TrainerState) -> int:
+        """Load in place what another process has just restored; return the step, 0 without any."""
+        paths = self.paths()
+        return int(_load(paths[-1], state)["step"]) if paths else 0
 
     def _warn_of_older(self, paths: list[Path]) -> None:
         """Say that a checkpoint which is not needed now could not be fallen back to."""
@@ -98,17 +105,6 @@ class CheckpointFolder:
                 read_state(path)
             except DamagedError as error:
                 warnings.warn(f"{error} A later checkpoint is intact and used.", stacklevel=3)
-
-    def _load(self, path: Path, state: TrainerState, log: TrainingLog) -> int:
-        values = read_state(path)
-        weights = load_file(path / _FILES[0])
-        for prefix, networks in (("", state.networks), ("averaged/", state.averages)):
-            for name, network in networks.items():
-                load_network(network, weights, f"{prefix}{name}/")
-        _load_optimizers(state.optimizers, load_file(path / _FILES[1]))
-        log.cut_back(values["logs"])
-        log.latest = dict(values["scalars"])
-        return int(values["step"])
 
     def generating_weights(self) -> tuple[dict[str, torch.Tensor], str]:
         """Return the weights of the newest checkpoint, and their SHA-256.
@@ -157,6 +153,17 @@ def load_network(network: nn.Module, weights: Mapping[str, torch.Tensor], prefix
     """Load the tensors below `prefix` into a network."""
     state = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
     network.load_state_dict(state)
+
+
+def _load(path: Path, state: TrainerState) -> dict[str, Any]:
+    """Load a checkpoint in place after checking it; return its `state.json`."""
+    values = read_state(path)
+    weights = load_file(path / _FILES[0])
+    for prefix, networks in (("", state.networks), ("averaged/", state.averages)):
+        for name, network in networks.items():
+            load_network(network, weights, f"{prefix}{name}/")
+    _load_optimizers(state.optimizers, load_file(path / _FILES[1]))
+    return values
 
 
 def _weights(state: TrainerState) -> dict[str, torch.Tensor]:

@@ -21,6 +21,7 @@ from rebalance.errors import DamagedError, InputError
 from rebalance.index import ImageIndex
 from rebalance.methods import PairBatch
 from rebalance.modalities import ImageBatch
+from rebalance.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +152,7 @@ class PairBatches:
         batch: pairs a step.
         seed: seed of all draws.
         per_class: consecutive pairs whose references are of one class.
+        ranks: who shares the batch; all draw the same, and load their own pairs of it.
     """
 
     store: ImageStore
@@ -160,15 +162,17 @@ class PairBatches:
     batch: int
     seed: int
     per_class: int = 1
+    ranks: Ranks = Ranks()
 
     def __post_init__(self) -> None:
-        """Refuse an empty pool, because a loop over nothing would never end."""
+        """Refuse an empty pool, because a loop over nothing would never end, and a batch that cannot be shared."""
+        self.ranks.share_of(self.batch, "training.batch", self.per_class)
         for pool in self.pools:
             if not pool.positions or any(len(positions) == 0 for positions in pool.positions):
                 raise InputError(f"class {pool.name!r} has no image to train on")
 
     def __call__(self, step: int) -> PairBatch:
-        """Return the batch of a step."""
+        """Return the batch of a step, or this process's share of it."""
         rng = step_rng(self.seed, _PAIR_STREAM, step)
         everyone = np.arange(len(self.pools))
         drawn = []
@@ -177,7 +181,8 @@ class PairBatches:
                 reference = self._draw_class(rng, everyone)
             source = self._draw_class(rng, np.flatnonzero(self.related[reference]))
             drawn.append((*self._draw_image(rng, source), *self._draw_image(rng, reference)))
-        sources, source_labels, references, reference_labels = map(np.array, zip(*drawn, strict=True))
+        own = drawn[self.ranks.share_of(self.batch, "training.batch", self.per_class)]
+        sources, source_labels, references, reference_labels = map(np.array, zip(*own, strict=True))
         return PairBatch(
             self.store.tensor(sources),
             torch.from_numpy(source_labels),

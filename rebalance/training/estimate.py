@@ -14,6 +14,7 @@ from torch.utils.flop_counter import flop_registry
 
 from rebalance import images
 from rebalance.config import Recipe
+from rebalance.draws import Draws
 from rebalance.index import ImageIndex
 from rebalance.methods import Method, PairBatch, make_method
 from rebalance.modalities import Modalities, Modality
@@ -79,7 +80,7 @@ def _count(method: Method, recipe: Recipe) -> tuple[float, float]:
     totals = []
     for regularize in (0.0, float(every)):
         with _OperationCounter() as counter:
-            context = StepContext(0, torch.Generator().manual_seed(0), regularize)
+            context = StepContext(0, Draws(0), regularize)
             outputs = method.forward(pair, context)
             for phase in method.phases:
                 method.loss(phase.name, pair, outputs, context).total.backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import time
@@ -22,6 +23,7 @@ from rebalance.index import ImageIndex, build_index, carve_validation
 from rebalance.methods import Method, PairBatch, make_method
 from rebalance.modalities import ImageBatch, Modalities, assign, embed, make_encoder, modality_preview
 from rebalance.planning import Plan, make_plan
+from rebalance.ranks import Ranks, joined
 from rebalance.training.checkpoints import CheckpointFolder, load_network, read_state
 from rebalance.training.data import EncoderBatches, ImageStore, PairBatches, build_store, make_pools
 from rebalance.training.estimate import with_estimate
@@ -98,7 +100,7 @@ def fit(
         DivergedError: a value was not finite; the last checkpoint is intact.
     """
     start = time.monotonic()
-    loaded = load_recipe(recipe, overrides, seed)
+    request = _Request(Path(data), load_recipe(recipe, overrides, seed), balance, max_multiple, overwrite, progress)
     directory, place = RunDirectory(Path(run)), choose_device(device)
     if Path(data).is_dir() and directory.path.resolve().is_relative_to(Path(data).resolve()):
         raise InputError(
@@ -106,36 +108,53 @@ def fit(
             value=str(run),
             remedy="Choose a folder outside DATA",
         )
-    index = build_index(Path(data), loaded.data.sublabel_column, progress)
-    index = carve_validation(index, loaded.data.val_fraction, loaded.seed)
-    with files.locked(directory.path):
-        if overwrite or not directory.begun:
-            directory.clear()
-        files.remove_partials(directory.path)
-        resumed = directory.begun
-        if resumed:
-            directory.check_same(loaded, index, balance, max_multiple)
-            index = directory.index().moved_to(index.root)
-        else:
-            _begin(directory, loaded, index, balance, max_multiple, place)
-        fitting = Fitting(directory, directory.recipe(), index, directory.plan(), place, progress)
+    with joined(place) as ranks, contextlib.ExitStack() as held:
+        resumed = bool(ranks.first_does(lambda: _begin_or_resume(directory, request, place, held)))
+        index = directory.index().moved_to(Path(data))
+        fitting = Fitting(directory, directory.recipe(), index, directory.plan(), place, progress, ranks)
         fitting.run()
-    steps, scalars = fitting.outcome()
+        ranks.wait()
+        steps, scalars = fitting.outcome()
     return FitResult(directory.path, fitting.plan, steps, scalars, round(time.monotonic() - start, 1), resumed)
 
 
-def _begin(
-    directory: RunDirectory,
-    recipe: Recipe,
-    index: ImageIndex,
-    balance: str | float | Mapping[str, int],
-    max_multiple: float | None,
-    device: torch.device,
-) -> None:
+@dataclass(frozen=True)
+class _Request:
+    """What a fit was asked for."""
+
+    data: Path
+    recipe: Recipe
+    balance: str | float | Mapping[str, int]
+    max_multiple: float | None
+    overwrite: bool
+    progress: bool
+
+
+def _begin_or_resume(
+    directory: RunDirectory, request: _Request, device: torch.device, held: contextlib.ExitStack
+) -> bool:
+    """Lock the run as long as `held` is open, and decide what is to be trained; return whether it had been decided."""
+    recipe = request.recipe
+    index = build_index(request.data, recipe.data.sublabel_column, request.progress)
+    index = carve_validation(index, recipe.data.val_fraction, recipe.seed)
+    held.enter_context(files.locked(directory.path))
+    if request.overwrite or not directory.begun:
+        directory.clear()
+    files.remove_partials(directory.path)
+    resumed = directory.begun
+    if resumed:
+        directory.check_same(recipe, index, request.balance, request.max_multiple)
+    else:
+        _begin(directory, request, index, device)
+    return resumed
+
+
+def _begin(directory: RunDirectory, request: _Request, index: ImageIndex, device: torch.device) -> None:
     """Decide everything that is decided before step 0, and write it."""
+    recipe = request.recipe
     recipe = replace(recipe, training=replace(recipe.training, threads=recipe.training.threads or cpu_count()))
     torch.set_num_threads(recipe.training.threads)
-    plan = make_plan(index, recipe, make_extractor(recipe.features, device), balance, max_multiple)
+    plan = make_plan(index, recipe, make_extractor(recipe.features, device), request.balance, request.max_multiple)
     plan = with_estimate(index, recipe, plan, device)
     directory.begin(_with_timed_choices(recipe, plan, device), index, plan)
 
@@ -209,7 +228,7 @@ def encoder_loop(recipe: Recipe) -> LoopOptions:
 
 @dataclass(frozen=True)
 class Fitting:
-    """One sitting of a run: modalities first, then every model."""
+    """One sitting of a run: modalities first, found by the first process, then every model, trained by all."""
 
     directory: RunDirectory
     recipe: Recipe
@@ -217,16 +236,30 @@ class Fitting:
     plan: Plan
     device: torch.device
     progress: bool
+    ranks: Ranks = Ranks()
 
     def run(self) -> None:
         """Do what is still to be done."""
         units = units_of(self.plan, self.index, self.recipe)
-        lost = self.directory.lost_modalities()
-        if not lost and all(self._done(unit) for unit in units):
+        finished = not self.directory.lost_modalities() and all(self._done(unit) for unit in units)
+        if not self.ranks.any(not finished):
             return
         torch.set_num_threads(self.recipe.training.threads)
+        store = self.ranks.first_does(self._prepare) or self._store()
+        modalities = self.directory.modalities()
+        for unit in units:
+            self._train_unit(unit, modalities, store)
+        self.ranks.first_does(lambda: shutil.rmtree(self.directory.cache_path, ignore_errors=True))
+
+    def _store(self) -> ImageStore:
+        """Decode all train images; processes on one machine share a mapped file that the first has made."""
         image_ids = np.sort(np.concatenate([self.index.rows("train", name) for name in self.plan.classes()]))
-        store = build_store(self.index, image_ids, self.recipe.data, self.directory.cache_path, self.progress)
+        options = self.recipe.data if self.ranks.count == 1 else replace(self.recipe.data, memory_gib=0)
+        return build_store(self.index, image_ids, options, self.directory.cache_path, self.progress)
+
+    def _prepare(self) -> ImageStore:
+        """Decode, and find the modalities where they are not there already."""
+        store, lost = self._store(), self.directory.lost_modalities()
         if self.directory.modalities_path in lost:
             modalities = self._find_modalities(store)
         else:
@@ -234,9 +267,7 @@ class Fitting:
         if lost:
             sheet = modality_preview(modalities, lambda i: store.pixels[store.positions(np.array([i]))[0]])
             self.directory.save_modalities(modalities, self.index, images.png_bytes(sheet))
-        for unit in units:
-            self._train_unit(unit, modalities, store)
-        shutil.rmtree(self.directory.cache_path, ignore_errors=True)
+        return store
 
     def outcome(self) -> tuple[dict[str, int], dict[str, dict[str, float]]]:
         """Return steps and last observed scalars of every model."""
@@ -278,7 +309,7 @@ class Fitting:
     def _train_unit(self, unit: Unit, modalities: Modalities, store: ImageStore) -> None:
         labels = unit.labels(modalities)
         method = make_method(self.recipe, len(labels), seed=self.recipe.seed)
-        trainer = Trainer(method, method_loop(self.recipe), self.device)
+        trainer = Trainer(method, method_loop(self.recipe), self.device, self.ranks)
         batches = PairBatches(
             store,
             make_pools(unit.classes, lambda name: _label_images(name, labels, modalities), store),
@@ -287,6 +318,7 @@ class Fitting:
             self.recipe.training.batch,
             self.recipe.seed,
             method.pairs_per_class,
+            self.ranks,
         )
         probes = tuple(
             draw_probe(
@@ -309,7 +341,8 @@ class Fitting:
             observer=observer,
             progress=self.progress,
         )
-        self._warn_of_bad_translations(unit, log)
+        if self.ranks.first:
+            self._warn_of_bad_translations(unit, log)
 
     def _warn_of_bad_translations(self, unit: Unit, log: TrainingLog) -> None:
         least = self.recipe.training.min_source_dependence

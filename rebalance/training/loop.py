@@ -1,10 +1,16 @@
-"""The one training loop. It owns devices, precision, optimisers, averaging, lazy penalties, logging and checkpoints."""
+"""The one training loop. It owns devices, precision, optimisers, averaging, lazy penalties, logging and checkpoints.
+
+Several processes share a batch and average their gradients themselves: torch's DistributedDataParallel hooks on one
+forward pass of one module, and a step here has several networks, two phases and R1's gradient of a gradient.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +21,16 @@ from torch import nn
 from tqdm import tqdm
 
 from rebalance.config import OptimizerOptions
+from rebalance.draws import Draws
 from rebalance.errors import DivergedError, InterruptedRunError
+from rebalance.ranks import Ranks
 from rebalance.trainable import Loss, StepContext, Trainable
 from rebalance.training.checkpoints import CheckpointFolder, TrainerState
 from rebalance.training.data import prefetched
 from rebalance.training.ema import MovingAverage
 from rebalance.training.logs import Observation, TrainingLog
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,10 +76,15 @@ def lr_factor(number: int, options: LoopOptions) -> float:
 
 
 class Trainer:
-    """A trainable with its optimisers and averages, on a device: everything that a step changes."""
+    """A trainable with its optimisers and averages, on a device: everything that a step changes.
 
-    def __init__(self, trainable: Trainable, options: LoopOptions, device: torch.device) -> None:
-        self.trainable, self.options, self.device = trainable, options, device
+    With several ranks each of them steps on its share of the batch, and all keep the same weights.
+    """
+
+    def __init__(
+        self, trainable: Trainable, options: LoopOptions, device: torch.device, ranks: Ranks | None = None
+    ) -> None:
+        self.trainable, self.options, self.device, self.ranks = trainable, options, device, ranks or Ranks()
         self.memory_format = (
             torch.channels_last if options.memory_format == "channels_last" else torch.contiguous_format
         )
@@ -88,13 +103,13 @@ class Trainer:
         return torch.optim.RMSprop(parameters, lr=lr, alpha=options.beta2, weight_decay=options.weight_decay)
 
     def step(self, batch: Any, number: int) -> dict[str, Loss]:
-        """Take training step `number` (from 0) on a batch and return the loss of every phase."""
+        """Take training step `number` (from 0) on this process's share of a batch; return the loss of every phase."""
         every = self.options.regularize_every_steps
         # Hashed, because torch's CPU generator uses 32 bits of its seed only.
         seed = int(np.random.SeedSequence((self.options.seed, number)).generate_state(1)[0])
-        generator = torch.Generator().manual_seed(seed)
         # Counted from the end of the step, as logs are, so that logged steps can be among them.
-        context = StepContext(number, generator, float(every) if (number + 1) % every == 0 else 0.0)
+        regularize = float(every) if (number + 1) % every == 0 else 0.0
+        context = StepContext(number, Draws(seed, self.ranks, len(batch)), regularize, self.ranks)
         batch = batch.to(self.device, self.memory_format)
         with self._autocast():
             outputs = self.trainable.forward(batch, context)
@@ -106,6 +121,7 @@ class Trainer:
                     loss = self.trainable.loss(phase.name, batch, outputs, context)
                 self.optimizers[phase.name].zero_grad(set_to_none=True)
                 loss.total.backward()
+                self.ranks.average(self._gradients(phase.networks))
                 self.optimizers[phase.name].param_groups[0]["lr"] = phase.lr * lr_factor(number, self.options)
                 self.optimizers[phase.name].step()
             self.diverged |= ~loss.total.detach().isfinite()
@@ -113,6 +129,10 @@ class Trainer:
         for name, average in self.averages.items():
             average.update(self.trainable.networks[name], number)
         return losses
+
+    def _gradients(self, names: tuple[str, ...]) -> list[torch.Tensor]:
+        parameters = (p for name in names for p in self.trainable.networks[name].parameters())
+        return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16")
@@ -129,6 +149,18 @@ class Trainer:
             for network in others:
                 network.requires_grad_(True)
 
+    def mean_losses(self, losses: Mapping[str, Loss]) -> dict[str, Loss]:
+        """Return losses as the whole batch has them, detached, and remember what diverged anywhere."""
+        values = {name: (loss.total, *loss.terms.values()) for name, loss in losses.items()}
+        flat = torch.stack([value.detach().float() for of_phase in values.values() for value in of_phase])
+        self.ranks.average([flat])
+        self.diverged |= ~flat.isfinite().all()
+        parts = dict(zip(values, flat.split([len(of_phase) for of_phase in values.values()]), strict=True))
+        return {
+            name: Loss(parts[name][0], dict(zip(loss.terms, parts[name][1:], strict=True)))
+            for name, loss in losses.items()
+        }
+
     def averaged_networks(self) -> dict[str, nn.Module]:
         """Return the averaged networks by name."""
         return {name: average.network for name, average in self.averages.items()}
@@ -139,7 +171,7 @@ class Trainer:
         Raises:
             DivergedError: naming the step.
         """
-        broken = bool(self.diverged)
+        broken = self.ranks.any(bool(self.diverged))
         if weights and not broken:
             parameters = [p for network in self.trainable.networks.values() for p in network.parameters()]
             broken = not torch.stack(torch._foreach_norm(parameters)).isfinite().all()
@@ -152,6 +184,28 @@ class Trainer:
     def state(self, step: int) -> TrainerState:
         """Return everything that must be saved after `step` steps."""
         return TrainerState(step, self.trainable.networks, self.averaged_networks(), self.optimizers)
+
+
+class _Waiting:
+    """Passes batches on and adds up the seconds for which they were waited for."""
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self.batches, self.seconds, self.since = batches, 0.0, time.perf_counter()
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            asked = time.perf_counter()
+            try:
+                batch = next(self.batches)
+            except StopIteration:
+                return
+            self.seconds += time.perf_counter() - asked
+            yield batch
+
+    @property
+    def share(self) -> float:
+        """Share of the time until now."""
+        return self.seconds / (time.perf_counter() - self.since)
 
 
 class StopRequest:
@@ -189,11 +243,11 @@ def train(
     observer: Observer | None = None,
     progress: bool = False,
 ) -> None:
-    """Train to the last step, resuming from the newest checkpoint.
+    """Train to the last step, resuming from the newest checkpoint. The first of several processes writes.
 
     Args:
         trainer: what is trained.
-        batch_at: maps a step to its batch, purely.
+        batch_at: maps a step to this process's share of its batch, purely.
         checkpoints: where states go and come from.
         log: scalars and pictures; it is cut back to the checkpoint on resuming.
         name: what the progress bar calls it.
@@ -204,27 +258,34 @@ def train(
         InterruptedRunError: SIGINT or SIGTERM; the state is saved.
         DivergedError: a value was not finite.
     """
-    options = trainer.options
-    first = checkpoints.restore(trainer.state(0), log)
+    options, ranks = trainer.options, trainer.ranks
+    first = ranks.first_does(lambda: checkpoints.restore(trainer.state(0), log))
+    if first is None:
+        first = checkpoints.follow(trainer.state(0))
     if first >= options.steps:
         return
     bar = tqdm(total=options.steps, initial=first, desc=name, unit="step", disable=not progress, dynamic_ncols=True)
     pin = trainer.device.type == "cuda"
-    with bar, log, StopRequest().listening() as stop, prefetched(batch_at, first, options.steps, pin) as batches:
-        for number, batch in enumerate(batches, first):
+    writing = log if ranks.first else contextlib.nullcontext()
+    with bar, writing, StopRequest().listening() as stop, prefetched(batch_at, first, options.steps, pin) as batches:
+        waiting = _Waiting(batches)
+        for number, batch in enumerate(waiting, first):
             losses = trainer.step(batch, number)
             done = number + 1
-            last = done == options.steps
+            last, stopping = done == options.steps, ranks.any(stop.requested)
             if done % options.log_every_steps == 0 or last:
+                losses = trainer.mean_losses(losses)
                 trainer.check_finite(number, weights=False)
-                bar.set_postfix(log.scalars(losses, done), refresh=False)
-            if observer and (done % options.preview_every_steps == 0 or last):
+                if ranks.first:
+                    bar.set_postfix(log.scalars(losses, done), refresh=False)
+            if ranks.first and observer and (done % options.preview_every_steps == 0 or last):
                 log.observation(observer(trainer.averaged_networks()), done)
             bar.update()
-            if done % options.checkpoint_every_steps == 0 or last or stop.requested:
+            if done % options.checkpoint_every_steps == 0 or last or stopping:
                 trainer.check_finite(number, weights=True)
-                checkpoints.save(trainer.state(done), log)
-            if stop.requested:
+                ranks.first_does(lambda done=done: checkpoints.save(trainer.state(done), log))
+            if stopping:
                 raise InterruptedRunError(
                     f"stopped at step {done}; saved", remedy="The same command, without --overwrite, resumes"
                 )
+        logger.info("%s: %.2f%% of the time was spent waiting for images", name, 100 * waiting.share)
