@@ -119,7 +119,7 @@ def stations(run: Path) -> dict[str, float]:
     """Return images a second of each station on its own, on one thread."""
     loaded = _loaded(run)
     stream = candidate_stream("benchmark", loaded.index, loaded.plan, loaded.recipe)
-    synthesizer = Synthesizer(loaded, torch.device("cpu"), with_confidence=False)
+    synthesizer = Synthesizer(loaded, torch.device("cpu"))
     target, size = loaded.plan.targets[0].name, synthesizer.batch
     n = -(-_STATION_IMAGES // size) * size
     speeds: dict[str, float] = {}

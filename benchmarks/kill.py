@@ -47,7 +47,7 @@ balagan:
 training: {batch: 2, steps: 60, precision: fp32, memory_format: contiguous, threads: 1, checkpoint_every_steps: 4,
            log_every_steps: 3, preview_every_steps: 10}
 generation: {batch: 8}
-filtering: {pool_images: 16, dimensions: 4, floor_draws: 3}
+filtering: {checks: [], pool_images: 16, dimensions: 4, floor_draws: 3}
 """
 
 
@@ -203,6 +203,7 @@ def kill_generates(work: Path, kills: int, rng: np.random.Generator) -> Tally:
         run, out = work / f"run-{number}", work / f"out-{number}"
         shutil.copytree(work / "run", run)
         return ["generate", str(run), "--out", str(out), "--shard-size", "4", "--max-fid", "1000x", "--include-real",
+                "--min-confidence", "0", "--max-similarity", "1",
                 "--workers", str(workers), "--device", "cpu", "--quiet"]  # fmt: skip
 
     seconds = [finish(command(f"whole-{workers}", workers), log) for workers in (1, 2)]

@@ -205,7 +205,9 @@ def fit_and_generate(arguments: argparse.Namespace) -> tuple[LoadedRun, float | 
         progress=True,
     )
     minutes = None if fitted.resumed else round((time.monotonic() - start) / 60, 1)
-    rebalance.generate(place / "run", place / "shards", balance=wanted, device="cpu", overwrite=True)
+    rebalance.generate(
+        place / "run", place / "shards", balance=wanted, device="cpu", filter_images=False, overwrite=True
+    )
     directory = RunDirectory(place / "run")
     sheet = reporting.contact_sheet(directory, place / "shards", columns=16)
     files.write_bytes(place / "contact-sheet.png", images.png_bytes(sheet))

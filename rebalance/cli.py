@@ -61,6 +61,16 @@ _request = _options(
 )
 
 
+_FEATURES_HELP = "efficientnet, inception, encoder (the run's own), or module:attribute of your own."
+_filter_options = _options(
+    click.option("--keep", type=float, help="Share kept by influence on FD.  [default: calibrated]"),
+    click.option("--min-confidence", type=float, help="Least class probability.  [default: calibrated]"),
+    click.option("--max-similarity", type=float, help="Largest cosine to a train image.  [default: calibrated]"),
+    click.option("--max-fid", help="Limit on each class's Fréchet distance, such as 12.5, or 3x its floor."),
+    click.option("--max-kid", help="Limit on each class's KID, such as 0.5, or 3x its floor."),
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="rebalance")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
@@ -143,9 +153,10 @@ def _shard_range(context: click.Context, parameter: click.Parameter, value: str 
 @click.option("--workers", type=int, default=0, help="Processes; 0: one a CPU, or one on a GPU.  [default: 0]")
 @click.option("--shards", metavar="A:B", callback=_shard_range, help="Only shards A to B - 1.")
 @click.option("--include-real", is_flag=True, help="Add the real train images of all classes.")
-@click.option("--min-confidence", type=float, help="Least class probability of an image, 0 to 1.")
-@click.option("--max-fid", help="Limit on each class's Fréchet distance, such as 12.5, or 3x its floor.")
-@click.option("--weights", type=click.Path(path_type=Path), help="Inception weights, for features.extractor inception.")
+@click.option("--filter/--no-filter", "filter_images", default=True, help="Check every image.  [default: filter]")
+@_filter_options
+@click.option("--features", help=f"Features in which images are judged. {_FEATURES_HELP}  [default: the recipe's]")
+@click.option("--weights", type=click.Path(path_type=Path), help="Inception weights.")
 @click.option("--data", type=click.Path(path_type=Path), help="Where the data set is now, if it has moved.")
 @click.option("--overwrite", is_flag=True, help="Delete what OUT holds and start again.")
 @_options(_device, _json, _quiet)
@@ -179,7 +190,8 @@ def verify(path: Path, as_json: bool, quiet: bool) -> None:
 @click.argument("synthetic", type=click.Path(path_type=Path))
 @click.option("--real", required=True, type=click.Path(path_type=Path), help="The real data set.")
 @click.option("--split", type=click.Choice(["test", "val", "train"]), help="Split of REAL.  [default: test, else val]")
-@click.option("--features", "extractor", type=click.Choice(["efficientnet", "inception"]), help="[default: the run's]")
+@click.option("--features", "extractor", help=f"{_FEATURES_HELP}  [default: the run's]")
+@click.option("--run", type=click.Path(path_type=Path), help="Run whose encoder is meant by --features encoder.")
 @click.option("--input-px", type=int, help="Side of the images that efficientnet sees.  [default: the run's, else 224]")
 @click.option("--weights", type=click.Path(path_type=Path), help="Inception weights.")
 @click.option("--square", type=click.Choice(["crop", "pad", "squash"]), help="How real images become square.")

@@ -22,6 +22,7 @@ FINAL = 140
 """Images that each of them gets in the end."""
 
 _N_TEST = 40
+_SHORT = 3  # done, but images are missing: the output says which
 _QUICK = ("--set", "training.steps=60", "--set", "modalities.encoder.steps=20")
 
 
@@ -68,14 +69,14 @@ def run_demo(out: Path, quick: bool, run_command: Callable[[list[str]], int]) ->
         ["inspect", str(data)],
         ["plan", str(data), *request],
         ["fit", str(data), "--run", str(run), *request],
-        ["generate", str(run), "--out", str(shards)],
+        ["generate", str(run), "--out", str(shards), *(["--no-filter"] if quick else [])],
         ["verify", str(shards)],
         ["evaluate", str(shards), "--real", str(data)],
     ]
     for command in commands:
         click.secho(f"\n$ rebalance {shlex.join(command)}", bold=True)
         code = run_command(command)
-        if code:
+        if code not in (0, _SHORT):
             return code
     sheet = out / "contact-sheet.png"
     files.write_bytes(sheet, images.png_bytes(reporting.contact_sheet(RunDirectory(run), shards)))

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-import functools
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+import PIL
+import torch
 
-from rebalance import files, frechet, images, metrics
-from rebalance.config import DataOptions, FeatureOptions
+from rebalance import files, frechet, metrics
+from rebalance.class_probe import ClassProbe, fit_probe
+from rebalance.config import DataOptions
 from rebalance.devices import choose_device
 from rebalance.errors import InputError
-from rebalance.features import FeatureExtractor, make_extractor
+from rebalance.features import FeatureExtractor, choose_extractor
 from rebalance.index import ImageIndex, build_index, carve_validation
 from rebalance.index.table import SPLITS
-from rebalance.shards import read_synthetic
-from rebalance.shards.manifest import MANIFEST, REQUEST
+from rebalance.pictures import (
+    Picture,
+    View,
+    check_classes,
+    feature_options,
+    manifest_of,
+    pictures_of_folder,
+    pictures_of_output,
+    view_of,
+)
+from rebalance.training import RunDirectory, load_encoder
 
 RESULT = "evaluation.json"
-_MAX_SIDE_PX = 1024
 _FLOOR_DRAWS = 20
-_CLASSIFIER_IMAGES = 500
 
 _Measure = TypeVar("_Measure")
 
@@ -43,6 +47,7 @@ class ClassEvaluation:
         n_real: held-out real images compared.
         n_train: real train images compared.
         fd: Fréchet distance in principal components of real features, with n, d, bias and floor.
+        fd_infinity: FD extrapolated to infinitely many synthetic images, with its standard error.
         fid: Fréchet distance in all dimensions with plain covariances, for comparison with papers at equal n.
         kid: kernel distance with its standard error.
         neighbourhoods: precision, recall, density and coverage.
@@ -57,6 +62,7 @@ class ClassEvaluation:
     n_real: int
     n_train: int
     fd: frechet.FrechetResult | None
+    fd_infinity: frechet.Extrapolated | None
     fid: float | None
     kid: metrics.KernelDistance | None
     neighbourhoods: metrics.Neighbourhoods | None
@@ -91,33 +97,13 @@ class Evaluation:
         return {**asdict(self), "images": str(self.images)}
 
 
-@dataclass(frozen=True)
-class _Look:
-    """How images are looked at, the same for real and synthetic ones: as colour squares of one size."""
-
-    size_px: int
-    square: str
-    encoding: tuple[str, int] | None
-
-    def of_real(self, image: Image.Image) -> np.ndarray:
-        """Bring a real image to the synthetic ones' shape and through their file format."""
-        pixels = self.of_synthetic(image)
-        if self.encoding is None:
-            return pixels
-        if image.mode == "L":
-            pixels = pixels[..., :1]
-        return self.of_synthetic(Image.open(io.BytesIO(images.encode(pixels, *self.encoding))))
-
-    def of_synthetic(self, image: Image.Image) -> np.ndarray:
-        return images.to_square(image, self.size_px, 3, self.square)
-
-
 def evaluate(
     synthetic: str | Path,
     real: str | Path,
     *,
     split: str | None = None,
     extractor: str | None = None,
+    run: str | Path | None = None,
     input_px: int | None = None,
     weights: str | Path | None = None,
     square: str | None = None,
@@ -133,7 +119,9 @@ def evaluate(
         synthetic: an output of `generate`, or an image folder, manifest or shards made by anything else.
         real: the real data set.
         split: "test", "val" or "train"; by default test, else val, which the run may have held out itself.
-        extractor: "efficientnet" or "inception"; by default that of the run, else efficientnet.
+        extractor: "efficientnet", "inception", "encoder" (of `run`) or "module:attribute"; by default that of the run
+            that made them, else efficientnet.
+        run: run directory whose encoder is asked.
         input_px: side to which images are resized for efficientnet; by default the run's, else 224.
         weights: Inception weights.
         square: how real images are brought to the synthetic ones' square; by default the run's way, else "crop".
@@ -148,20 +136,32 @@ def evaluate(
     """
     _check(split, square, dimensions, max_images, seed)
     synthetic = Path(synthetic)
-    manifest = _manifest(synthetic)
+    manifest = manifest_of(synthetic)
     index = build_index(Path(real), progress=progress)
     index = carve_validation(index, **manifest["validation"]) if manifest else index
     chosen = _split(index, split)
-    made = _of_output(synthetic, max_images) if manifest else _of_folder(synthetic, max_images, seed, progress)
-    _check_classes(made, index, chosen)
-    look = _look(made, manifest, square)
-    options = _features(manifest, extractor, input_px, weights)
-    comparison = _Comparison(index, chosen, look, make_extractor(options, choose_device(device)), max_images, seed)
+    made = (
+        pictures_of_output(synthetic, max_images)
+        if manifest
+        else pictures_of_folder(synthetic, max_images, seed, progress)
+    )
+    check_classes(made, index, chosen)
+    look = view_of(made, manifest, square)
+    options, place = feature_options(manifest, extractor, input_px, weights), choose_device(device)
+    chosen_extractor = choose_extractor(extractor, options, place, lambda: _encoder_of(run, place))
+    comparison = _Comparison(index, chosen, look, chosen_extractor, max_images, seed)
     classes = comparison.classes({name: made[name] for name in index.classes if name in made}, dimensions)
     result = Evaluation(synthetic, chosen, comparison.extractor.name, seed, classes, _mean(classes))
     if manifest:
         files.write_json(synthetic / RESULT, {**result.to_json(), "images": ""})
     return result
+
+
+def _encoder_of(run: str | Path | None, device: torch.device) -> FeatureExtractor:
+    if run is None:
+        raise InputError("--features encoder needs --run: the run whose encoder is meant")
+    directory = RunDirectory(Path(run))
+    return load_encoder(directory, directory.recipe(), device)
 
 
 def _check(split: str | None, square: str | None, dimensions: int, max_images: int, seed: int) -> None:
@@ -190,120 +190,34 @@ def _split(index: ImageIndex, split: str | None) -> str:
 
 
 @dataclass(frozen=True)
-class _Picture:
-    """A synthetic image: its larger side, and how to get it."""
-
-    side_px: int
-    load: Callable[[], Image.Image]
-
-
-def _manifest(synthetic: Path) -> dict[str, Any]:
-    """Return the manifest of an output of `generate`, empty for anything else."""
-    if (synthetic / MANIFEST).is_file() and (synthetic / REQUEST).is_file():
-        return files.read_sealed_json(synthetic / MANIFEST)
-    if (synthetic / REQUEST).is_file():
-        raise InputError(
-            "SYNTHETIC is not complete: it has no manifest.json",
-            value=str(synthetic),
-            remedy="Run the same `rebalance generate` again",
-        )
-    return {}
-
-
-def _of_output(out: Path, max_images: int) -> dict[str, list[_Picture]]:
-    """Return the first synthetic images of each class, whose order is seeded."""
-    found: dict[str, list[_Picture]] = {}
-    for image in read_synthetic(out):
-        kept = found.setdefault(image.fields["class"], [])
-        if len(kept) < max_images:
-            kept.append(_Picture(max(image.picture.size), image.picture.copy))
-    return found
-
-
-def _of_folder(path: Path, max_images: int, seed: int, progress: bool) -> dict[str, list[_Picture]]:
-    """Return a seeded draw of the images of each class; each is decoded when it is looked at."""
-    index, found = build_index(path, progress=progress), {}
-    sides = np.maximum(index.column("width"), index.column("height"))
-    for label, name in enumerate(index.classes):
-        rows = np.concatenate([index.rows(split, name) for split in SPLITS])
-        if len(rows):
-            chosen = metrics.at_most(rows, max_images, seed, label).tolist()
-            found[name] = [_Picture(int(sides[row]), functools.partial(index.load, row)) for row in chosen]
-    return found
-
-
-def _check_classes(made: Mapping[str, Sequence[_Picture]], index: ImageIndex, split: str) -> None:
-    if not made:
-        raise InputError("there is no synthetic image")
-    unknown = sorted(name for name in made if name not in index.classes)
-    if unknown:
-        raise InputError(
-            "synthetic images of classes that DATA does not have", value=unknown[:5], allowed=", ".join(index.classes)
-        )
-    absent = [name for name in made if not len(index.rows(split, name))]
-    if len(absent) == len(made):
-        raise InputError(f"DATA has no {split} image of any class that has synthetic ones", value=absent[:5])
-
-
-def _look(made: Mapping[str, Sequence[_Picture]], manifest: Mapping[str, Any], square: str | None) -> _Look:
-    request = manifest.get("request", {})
-    largest = max(picture.side_px for pictures in made.values() for picture in pictures)
-    return _Look(
-        size_px=min(largest, _MAX_SIDE_PX),
-        square=square or manifest.get("square", "crop"),
-        encoding=(request["file_format"], request["quality"]) if request else None,
-    )
-
-
-def _features(
-    manifest: Mapping[str, Any], extractor: str | None, input_px: int | None, weights: str | Path | None
-) -> FeatureOptions:
-    known = manifest.get("features", {})
-    return FeatureOptions(
-        extractor=extractor or known.get("extractor", "efficientnet"),
-        input_px=input_px or known.get("input_px", 224),
-        weights=str(weights) if weights else "",
-    )
-
-
-@dataclass(frozen=True)
 class _Comparison:
     """Compares classes with real images of one split of an index."""
 
     index: ImageIndex
     split: str
-    look: _Look
+    look: View
     extractor: FeatureExtractor
     max_images: int
     seed: int
 
-    def classes(self, made: Mapping[str, Sequence[_Picture]], dimensions: int) -> tuple[ClassEvaluation, ...]:
+    def classes(self, made: Mapping[str, Sequence[Picture]], dimensions: int) -> tuple[ClassEvaluation, ...]:
         real = {name: self._real(self.split, name) for name in self.index.classes}
         train = real if self.split == "train" else {name: self._real("train", name) for name in self.index.classes}
         projection = frechet.fit_projection(np.concatenate(list(real.values())), dimensions)
-        predict = self._classifier(train)
+        probe = fit_probe(train, self.seed)
         return tuple(
-            self._of_class(name, self._synthetic(pictures), real[name], train[name], projection.apply, predict)
+            self._of_class(name, self._synthetic(pictures), real[name], train[name], projection.apply, probe)
             for name, pictures in made.items()
         )
 
-    def _synthetic(self, pictures: Sequence[_Picture]) -> np.ndarray:
+    def _synthetic(self, pictures: Sequence[Picture]) -> np.ndarray:
         return self.extractor.extract_all(self.look.of_synthetic(picture.load()) for picture in pictures)
 
     def _real(self, split: str, name: str) -> np.ndarray:
         key = (self.seed, SPLITS.index(split), self.index.label(name))
         rows = metrics.at_most(self.index.rows(split, name), self.max_images, *key)
-        return self.extractor.extract_all(self.look.of_real(self.index.load(int(row))) for row in rows)
-
-    def _classifier(self, train: Mapping[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray] | None:
-        """Logistic regression on the features of real train images; maps features to class names."""
-        names = [name for name, features in train.items() if len(features)]
-        if len(names) < 2:
-            return None
-        parts = [metrics.at_most(train[name], _CLASSIFIER_IMAGES, self.seed, self.index.label(name)) for name in names]
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000, class_weight="balanced"))
-        model.fit(np.concatenate(parts), np.repeat(names, [len(part) for part in parts]))
-        return model.predict
+        keys = [f"{content} {self.look} {PIL.__version__}" for content in self.index.column("hash")[rows]]
+        return self.extractor.extract_known(keys, (self.look.of_real(self.index.load(int(row))) for row in rows))
 
     def _of_class(
         self,
@@ -312,7 +226,7 @@ class _Comparison:
         real: np.ndarray,
         train: np.ndarray,
         project: Callable[[np.ndarray], np.ndarray],
-        predict: Callable[[np.ndarray], np.ndarray] | None,
+        probe: ClassProbe | None,
     ) -> ClassEvaluation:
         notes: list[str] = []
 
@@ -324,7 +238,7 @@ class _Comparison:
                 return None
 
         def share(features: np.ndarray) -> float | None:
-            return float((predict(features) == name).mean()) if predict and len(features) else None
+            return float((probe.predict(features) == name).mean()) if probe and len(features) else None
 
         small = (project(real), project(synthetic))
         with_train = len(train) and len(real)
@@ -334,6 +248,7 @@ class _Comparison:
             n_real=len(real),
             n_train=len(train),
             fd=measured("FD", lambda: frechet.compare(*small, draws=_FLOOR_DRAWS, seed=self.seed)),
+            fd_infinity=measured("FD at infinity", lambda: frechet.distance_at_infinity(*small, self.seed)),
             fid=measured("FID", lambda: frechet.unreduced_distance(real, synthetic)),
             kid=measured("KID", lambda: metrics.kernel_distance(real, synthetic, self.seed)),
             neighbourhoods=measured("neighbourhoods", lambda: metrics.neighbourhoods(real, synthetic)),
@@ -350,6 +265,8 @@ def _mean(classes: Sequence[ClassEvaluation]) -> dict[str, float]:
     def figures(of_class: ClassEvaluation) -> Iterator[tuple[str, float]]:
         if of_class.fd:
             yield "fd", of_class.fd.distance
+        if of_class.fd_infinity:
+            yield "fd_infinity", of_class.fd_infinity.value
         if of_class.kid:
             yield "kid", of_class.kid.value
         if of_class.neighbourhoods:

@@ -13,7 +13,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from rebalance import files
-from rebalance.config import FeatureOptions
+from rebalance.config import EXTRACTORS, FeatureOptions
 from rebalance.errors import InputError, RebalanceError
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
@@ -129,6 +129,24 @@ def make_extractor(options: FeatureOptions, device: torch.device) -> FeatureExtr
     if options.extractor == "inception":
         return _inception(options, device)
     return _efficientnet(options, device)
+
+
+def choose_extractor(
+    name: str | None, options: FeatureOptions, device: torch.device, encoder: Callable[[], FeatureExtractor]
+) -> FeatureExtractor:
+    """Build the extractor that a caller names, or the recipe's.
+
+    Args:
+        name: "efficientnet", "inception", "encoder", "module:attribute", or None.
+        options: the recipe's.
+        device: where networks run.
+        encoder: builds a run's own, when it is asked for.
+    """
+    if name == ENCODER:
+        return encoder()
+    if name is not None and name not in EXTRACTORS:
+        return imported_extractor(name, options.batch)
+    return make_extractor(replace(options, extractor=name) if name else options, device)
 
 
 def imported_extractor(name: str, batch: int) -> FeatureExtractor:

@@ -14,6 +14,7 @@ import torch
 from rebalance import images
 from rebalance.config import Recipe
 from rebalance.errors import InputError
+from rebalance.features import FeatureExtractor
 from rebalance.index import ImageIndex
 from rebalance.methods import Method
 from rebalance.modalities import Modalities
@@ -64,12 +65,14 @@ class Made:
     Attributes:
         candidate: the candidate.
         pixels: (H, W, C) uint8.
-        confidence: probability of its class by the method's class head, -1 when not asked for.
+        confidence: probability of its class by the method's class head, -1 where that is not asked or cannot tell.
+        features: (d,) float32; None without an extractor.
     """
 
     candidate: Candidate
     pixels: np.ndarray
     confidence: float
+    features: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -219,8 +222,8 @@ def load_run(run: RunDirectory, data: str | None, device: torch.device) -> Loade
 class Synthesizer:
     """Makes the images of candidates in batches of one shape; style codes of references are computed once."""
 
-    def __init__(self, run: LoadedRun, device: torch.device, *, with_confidence: bool) -> None:
-        self.run, self.device, self.with_confidence = run, device, with_confidence
+    def __init__(self, run: LoadedRun, device: torch.device, extractor: FeatureExtractor | None = None) -> None:
+        self.run, self.device, self.extractor = run, device, extractor
         self.batch = run.recipe.generation.batch
         self._codes: dict[str, dict[int, torch.Tensor]] = {}
 
@@ -255,7 +258,7 @@ class Synthesizer:
 
     @torch.inference_mode()
     def make(self, candidates: Sequence[Candidate], sources: Sequence[np.ndarray]) -> list[Made]:
-        """Make at most a batch of images, all of targets of one model.
+        """Make at most a batch of images, all of targets of one model; with an extractor, also their features.
 
         Args:
             candidates: the candidates.
@@ -268,16 +271,36 @@ class Synthesizer:
         ]
         codes += [codes[-1]] * (self.batch - len(codes))
         pixels = images.to_pixels(model.method.synthesize(self._padded(sources), torch.stack(codes)))
-        confidences = self._confidences(model, candidates, pixels)
-        return [Made(c, p, v) for c, p, v in zip(candidates, pixels, confidences, strict=False)]
+        if self.extractor is None:
+            return [Made(c, p, -1.0) for c, p in zip(candidates, pixels, strict=False)]
+        confidences = self._confidences(model, [c.slot.class_name for c in candidates], pixels)
+        features = self.extractor.extract(pixels)
+        rows = zip(candidates, pixels, confidences, features, strict=False)
+        return [Made(*row) for row in rows]
 
-    def _confidences(self, model: Model, candidates: Sequence[Candidate], pixels: np.ndarray) -> list[float]:
-        if not self.with_confidence:
-            return [-1.0] * len(candidates)
+    def knows(self, target: str) -> bool:
+        """Whether the target's model can say how sure it is of that class."""
+        model = self.run.model_of(target)
+        return model.method.has_class_head and bool(model.labels[target])
+
+    @torch.inference_mode()
+    def confidences_of_real(self, target: str, ids: Sequence[int]) -> np.ndarray:
+        """Return the probability of a target (n,) of its real images, by the model's class head."""
+        model, found = self.run.model_of(target), []
+        for first in range(0, len(ids), self.batch):
+            chosen = [self.load(image_id) for image_id in ids[first : first + self.batch]]
+            stacked = np.stack([*chosen, *[chosen[-1]] * (self.batch - len(chosen))])
+            found += self._confidences(model, [target] * len(chosen), stacked)
+        return np.array(found)
+
+    def _confidences(self, model: Model, names: Sequence[str], pixels: np.ndarray) -> list[float]:
+        """Return the probability of its class of each image of a full batch (B, H, W, C), of the first ones named."""
+        if not model.method.has_class_head:
+            return [-1.0] * len(names)
         logits = model.method.class_logits(images.to_float(torch.from_numpy(pixels)).to(self.device))
         probabilities = logits.float().softmax(1).cpu()
-        rows = zip(candidates, probabilities, strict=False)
-        return [round(float(row[list(model.labels[c.slot.class_name])].sum()), 6) for c, row in rows]
+        rows = zip(names, probabilities, strict=False)
+        return [round(float(row[list(model.labels[n])].sum()), 6) if model.labels[n] else -1.0 for n, row in rows]
 
 
 def batches_by_model(run: LoadedRun, candidates: Sequence[Candidate], size: int) -> list[list[Candidate]]:

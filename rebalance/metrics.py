@@ -84,6 +84,25 @@ def kernel_distance(real: np.ndarray, synthetic: np.ndarray, seed: int = 0) -> K
     return KernelDistance(float(value), float(np.sqrt(variance)))
 
 
+def kernel_floor(real: np.ndarray, n_synthetic: int, draws: int, seed: int) -> float:
+    """Return the mean size of KID between real images, for a real set of this size and so many others.
+
+    Measured between random halves, and scaled: between sets of one distribution it shrinks as 1/n + 1/m.
+
+    Args:
+        real: (n, d) features, 6 or more.
+        n_synthetic: m.
+        draws: number of halvings.
+        seed: their seed.
+    """
+    rng, half = np.random.default_rng(seed), len(real) // 2
+    found = []
+    for _ in range(draws):
+        order = rng.permutation(len(real))
+        found.append(abs(kernel_distance(real[order[:half]], real[order[half : 2 * half]], seed).value))
+    return float(np.mean(found) * (1 / len(real) + 1 / n_synthetic) / (2 / half))
+
+
 def _left_out(within: np.ndarray, across: np.ndarray, n_other: int) -> np.ndarray:
     """What the estimate would be without each image of one side, but for a constant."""
     n = len(within)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from rebalance import images
 from rebalance.evaluation import ClassEvaluation, Evaluation
+from rebalance.filtering import CHECKS
 from rebalance.index import Inspection
 from rebalance.planning import Plan
 from rebalance.shards import GenerationResult, ShardImage, Verification, read_synthetic
@@ -134,19 +136,15 @@ def fit_text(result: FitResult) -> str:
 
 def generation_text(result: GenerationResult) -> str:
     """Return the images made of each class, and what is missing."""
+    reasons = [r for r in CHECKS if any(r in of_class for of_class in result.rejects.values())]
     rows = [
-        [name, number, sum(result.rejects.get(name, {}).values()), result.shortfall.get(name, 0)]
+        [name, number, *(result.rejects.get(name, {}).get(r, 0) for r in reasons), result.shortfall.get(name, 0)]
         for name, number in result.counts.items()
     ]
-    lines = [table(["class", "images", "rejected", "short"], rows)] if rows else ["no class passed its gate"]
+    header = ["class", "images", *reasons, "short"]
+    lines = [table(header, rows)] if rows else ["no class passed its gate"]
     for name, calibration in result.calibration.items():
-        fid = calibration["fid"]
-        if fid:
-            lines.append(
-                f"FD of {name!r}: {fid['distance']:.4g} (limit {calibration['limit']:.4g}, floor {fid['floor']:.4g}, "
-                f"bias {fid['bias']:.4g}, n {fid['n_real']} real and {fid['n_synthetic']} synthetic, "
-                f"d {fid['dimensions']})"
-            )
+        lines += _calibration_lines(name, calibration)
     lines += [f"WITHHELD {name!r}: {reason}" for name, reason in result.withheld.items()]
     if not result.complete:
         lines.append("the output is not complete: other shards are still to be made")
@@ -154,14 +152,38 @@ def generation_text(result: GenerationResult) -> str:
     return "\n".join(lines)
 
 
+def _calibration_lines(name: str, calibration: Mapping[str, Any]) -> list[str]:
+    """What the pool of a class said before the first shard."""
+    fid, kid, limits = calibration["fid"], calibration["kid"], calibration["thresholds"]
+    lines = []
+    if fid:
+        allowed = "" if calibration["fid_limit"] is None else f"limit {calibration['fid_limit']:.4g}, "
+        lines.append(
+            f"{name!r}: {calibration['accepted']} of {calibration['pool']} candidates accepted; FD to the train images "
+            f"{calibration['fid_before']:.4g} -> {fid['distance']:.4g} ({allowed}floor {fid['floor']:.4g}, "
+            f"bias {fid['bias']:.4g}, n {fid['n_real']} real and {fid['n_synthetic']} synthetic, d {fid['dimensions']})"
+        )
+    if kid:
+        allowed = "" if calibration["kid_limit"] is None else f", limit {calibration['kid_limit']:.4g}"
+        before, after = calibration["neighbourhoods_before"], calibration["neighbourhoods"]
+        changes = ", ".join(f"{measure} {before[measure]:.2f} -> {value:.2f}" for measure, value in after.items())
+        lines.append(
+            f"  KID {kid['value']:.4g} +- {kid['error']:.2g} (floor {calibration['kid_floor']:.2g}{allowed}); {changes}"
+        )
+    lines += [f"  {note}" for note in limits.get("notes", ())]
+    return lines
+
+
 def evaluation_text(evaluation: Evaluation) -> str:
     """Return a table of the figures, what they are measured with, and what could not be measured."""
-    header = ["class", "synthetic", "real", "FD", "floor", "FID", "KID", "precision", "recall", "density", "coverage",
-              "memorised", "taken for it", "real ones"]  # fmt: skip
+    header = ["class", "synthetic", "real", "FD", "floor", "FD∞", "FID", "KID", "precision", "recall", "density",
+              "coverage", "memorised", "taken for it", "real ones"]  # fmt: skip
     rows = [[_figure(value) for value in _evaluation_row(of_class)] for of_class in evaluation.classes]
     mean = evaluation.mean
     names = ("precision", "recall", "density", "coverage", "memorised", "agreement", "agreement_real")
-    rows.append(["mean", "", "", *(_figure(mean.get(name)) for name in ("fd", "", "fid", "kid", *names))])
+    rows.append(
+        ["mean", "", "", *(_figure(mean.get(name)) for name in ("fd", "", "fd_infinity", "fid", "kid", *names))]
+    )
     bias = [
         f"  {of_class.class_name}: bias of FD {of_class.fd.bias:.3g}, in {of_class.fd.dimensions} dimensions"
         for of_class in evaluation.classes
@@ -179,9 +201,10 @@ def evaluation_text(evaluation: Evaluation) -> str:
 
 
 def _evaluation_row(of_class: ClassEvaluation) -> list[object]:
-    fd, kid, near = of_class.fd, of_class.kid, of_class.neighbourhoods
+    fd, far, kid, near = of_class.fd, of_class.fd_infinity, of_class.kid, of_class.neighbourhoods
     return [
-        of_class.class_name, of_class.n_synthetic, of_class.n_real, fd and fd.distance, fd and fd.floor, of_class.fid,
+        of_class.class_name, of_class.n_synthetic, of_class.n_real, fd and fd.distance, fd and fd.floor,
+        far and f"{far.value:.3g} ± {far.error:.2g}", of_class.fid,
         kid and f"{kid.value:.3f} ± {kid.error:.3f}", *((near and getattr(near, name)) for name in
         ("precision", "recall", "density", "coverage")), of_class.memorised, of_class.agreement,
         of_class.agreement_real,

@@ -100,7 +100,8 @@ def test_what_cannot_be_measured_is_said(real, tmp_path):
     one, four = figures(result, "a"), figures(result, "poor")
     assert one.fd is None and one.kid is None and one.neighbourhoods is None and one.agreement is not None
     assert four.fd is not None and four.kid is not None and four.neighbourhoods is None
-    assert [note.partition(":")[0] for note in one.notes] == ["no FD", "no FID", "no KID", "no neighbourhoods"]
+    missing = ["no FD", "no FD at infinity", "no FID", "no KID", "no neighbourhoods"]
+    assert [note.partition(":")[0] for note in one.notes] == missing
     assert "fd" not in result.mean and "agreement" in result.mean
     assert "no neighbourhoods: too few synthetic images; got 4" in reporting.evaluation_text(result)
 
@@ -191,3 +192,34 @@ def test_another_tools_manifest_is_no_output(real, tmp_path):
     made = write_classes(tmp_path / "made{1,2}", {"poor": 5}, side=16, seed=2)
     (made / "manifest.json").write_text('{"mine": NaN}')
     assert figures(evaluate(made, real, **FAST), "poor").n_synthetic == 5
+
+
+def test_features_of_ones_own(real, tmp_path):
+    made = write_classes(tmp_path / "made", {"a": 20, "poor": 20}, side=16, seed=2)
+    result = evaluate(made, real, extractor=f"{__name__}:colours", device="cpu")
+    assert result.features == f"{__name__}:colours"
+    assert figures(result, "a").fd.dimensions == 3
+
+
+def colours(pixels: np.ndarray) -> np.ndarray:
+    return pixels.mean((1, 2))
+
+
+def test_the_encoder_of_a_run_must_be_named(real, tmp_path):
+    made = write_classes(tmp_path / "made", {"a": 20}, side=16, seed=2)
+    with pytest.raises(InputError, match="--features encoder needs --run"):
+        evaluate(made, real, extractor="encoder", device="cpu")
+
+
+def test_the_encoder_of_a_run_gives_features(tmp_path):
+    data = write_classes(tmp_path / "data", {"a": 40, "b": 24, "poor": 8})
+    encoder = {"width": 4, "blocks": [1, 1], "stem": "small", "projection": 4, "batch": 12, "steps": 2}
+    recipe = tiny_recipe(modalities={"by": "contrastive", "k": 2, "encoder": encoder}, training={"steps": 1})
+    fit(data, tmp_path / "run", recipe, balance={"poor": 12}, device="cpu")
+    made = write_classes(tmp_path / "made", {"a": 20, "poor": 20}, seed=2)
+    result = evaluate(made, data, split="train", extractor="encoder", run=tmp_path / "run", device="cpu")
+    assert result.features == "encoder" and figures(result, "poor").kid is not None
+    generated = shards.generate(
+        tmp_path / "run", tmp_path / "out", features="encoder", max_fid="1000000x", device="cpu"
+    )
+    assert generated.counts == {"poor": 4}

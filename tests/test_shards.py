@@ -1,6 +1,5 @@
 """Generation, filtering, shards, verification and loading, on one tiny run."""
 
-import dataclasses
 import json
 import os
 import platform
@@ -21,8 +20,8 @@ from torch.utils.data import DataLoader
 
 from rebalance import files, shards
 from rebalance.errors import InputError, RefusedError
-from rebalance.filtering import Gates, Threshold, judge
-from rebalance.generation import Candidate, CandidateStream, Made, Slot, Slots
+from rebalance.filtering import Threshold
+from rebalance.generation import CandidateStream, Slot, Slots
 from rebalance.shards.verify import FIELDS
 from rebalance.training import fit
 
@@ -190,6 +189,12 @@ def test_max_multiple_caps_the_plan(run, tmp_path):
         ({"min_confidence": 1.5}, "--min-confidence"),
         ({"max_fid": "cheap"}, "--max-fid"),
         ({"max_fid": 0}, "--max-fid"),
+        ({"max_kid": "-1x"}, "--max-kid"),
+        ({"keep": 0.0}, "--keep"),
+        ({"keep": float("nan")}, "--keep"),
+        ({"max_similarity": 1.1}, "--max-similarity"),
+        ({"features": "nowhere:at_all"}, "--features"),
+        ({"features": "encoder", "max_fid": 1}, "--features encoder"),
         ({"shards": (3, 9)}, "--shards"),
         ({"device": "tpu"}, "--device"),
         ({"data": "nowhere"}, "--data"),
@@ -219,12 +224,21 @@ def test_a_changed_source_image_is_an_error_not_an_image(run, tmp_path):
     assert not list((tmp_path / "out").glob("*.tar"))
 
 
-def test_impossible_confidence_is_a_shortfall_with_its_reason(run, tmp_path):
+def test_impossible_confidence_withholds_a_class(run, tmp_path):
     result = shards.generate(run, tmp_path / "out", min_confidence=1.0)
-    assert result.exit_code == 3
-    for name, wanted in {"poor": 23, "rare": 15}.items():
-        assert result.counts[name] + result.shortfall[name] == wanted
-        assert result.rejects[name]["low_confidence"] >= 3 * result.shortfall[name]
+    assert result.exit_code == 3 and result.counts == {}
+    assert result.withheld["poor"] == "0 of 16 candidates passed the image filter"
+
+
+def test_confidence_that_few_have_is_a_shortfall_with_its_reason(run, tmp_path):
+    shards.generate(run, tmp_path / "all", min_confidence=0.0)
+    found = (json.loads(sample["json"]) for sample in samples(tmp_path / "all"))
+    scores = [fields["scores"]["confidence"] for fields in found if fields["class"] == "poor"]
+    limit = float(np.quantile(scores, 0.7))
+    result = shards.generate(run, tmp_path / "out", min_confidence=limit, balance={"poor": 28})
+    assert result.exit_code == 3 and result.shortfall["poor"] > 0 and not result.withheld
+    assert result.counts["poor"] + result.shortfall["poor"] == 23
+    assert result.rejects["poor"]["low_confidence"] >= 3 * result.shortfall["poor"]
     assert shards.verify(tmp_path / "out").problems == ()
 
 
@@ -232,6 +246,73 @@ def test_confidence_is_kept_with_the_sample_and_respected(run, tmp_path):
     shards.generate(run, tmp_path / "out", min_confidence=0.2)
     scores = [json.loads(sample["json"])["scores"]["confidence"] for sample in samples(tmp_path / "out")]
     assert scores and min(scores) >= 0.2 and max(scores) <= 1
+
+
+@pytest.fixture(scope="module")
+def filtered_run(run, tmp_path_factory) -> Path:
+    """A run whose recipe asks of an image what one of a hardly trained model can pass."""
+    other = tmp_path_factory.mktemp("filtered") / "run"
+    checks = ["filtering.checks=[low_confidence,memorised,influence]", "filtering.pool_images=96"]
+    checks.append("generation.max_candidates=20")
+    fit(run.parent / "data", other, TINY, balance=BALANCE, overrides=checks)
+    return other
+
+
+FILTER = {"min_confidence": 0.0, "max_similarity": 1.0, "keep": 0.5}
+
+
+def test_the_filter_leaves_its_scores_and_reasons(filtered_run, tmp_path):
+    result = shards.generate(filtered_run, tmp_path / "out", shard_size=10, **FILTER)
+    assert result.counts == {"poor": 23, "rare": 15} and not result.shortfall
+    for sample in samples(tmp_path / "out"):
+        scores = json.loads(sample["json"])["scores"]
+        assert scores["outlier"] == -1 and 0 <= scores["confidence"] <= 1 and -1 < scores["similarity"] <= 1
+        assert 0 <= scores["influence"] <= 0.5
+    manifest = files.read_sealed_json(tmp_path / "out" / "manifest.json")
+    for name in ("poor", "rare"):
+        assert result.rejects[name].keys() == {"influence"} and result.rejects[name]["influence"] > 3
+        assert manifest["calibration"][name]["thresholds"]["keep"] == pytest.approx(0.5, abs=0.02)
+    rejects = [files.read_sealed_json(path)["rejects"] for path in sorted((tmp_path / "out").glob("synthetic-*.json"))]
+    assert sum(of_shard["poor"]["influence"] for of_shard in rejects) == result.rejects["poor"]["influence"]
+    assert shards.verify(tmp_path / "out").problems == ()
+
+
+def test_filtered_shards_have_the_same_bytes_for_any_workers_and_order(filtered_run, tmp_path):
+    shards.generate(filtered_run, tmp_path / "one", shard_size=8, **FILTER)
+    shards.generate(filtered_run, tmp_path / "two", shard_size=8, workers=2, **FILTER)
+    for part in ((3, 5), (0, 3)):
+        shards.generate(filtered_run, tmp_path / "halves", shard_size=8, shards=part, **FILTER)
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "two") == hashes(tmp_path / "halves")
+
+
+def test_another_filter_or_other_features_are_another_request(filtered_run, tmp_path):
+    shards.generate(filtered_run, tmp_path / "out", **FILTER)
+    for change in ({"keep": 0.6}, {"max_similarity": 0.99}, {"max_fid": "100000x"}):
+        with pytest.raises(RefusedError, match=r"gates|calibration"):
+            shards.generate(filtered_run, tmp_path / "out", **{**FILTER, **change})
+    with pytest.raises(RefusedError, match="features"):
+        shards.generate(filtered_run, tmp_path / "out", features="test_shards:levels", **FILTER)
+
+
+def levels(pixels: np.ndarray) -> np.ndarray:
+    return np.concatenate([pixels.mean((1, 2)), pixels.std((1, 2))], 1)
+
+
+def test_without_the_filter_nothing_is_judged(filtered_run, tmp_path):
+    result = shards.generate(filtered_run, tmp_path / "out", filter_images=False)
+    assert result.rejects == {} and result.calibration == {}
+    scores = [json.loads(sample["json"])["scores"] for sample in samples(tmp_path / "out")]
+    assert {value for of_sample in scores for value in of_sample.values()} == {-1.0}
+
+
+def test_a_damaged_calibration_is_measured_again(filtered_run, tmp_path):
+    shards.generate(filtered_run, tmp_path / "one", **FILTER)
+    for path in (filtered_run / "calibration").iterdir():
+        data = bytearray(path.read_bytes())
+        data[-2] ^= 1
+        path.write_bytes(data)
+    shards.generate(filtered_run, tmp_path / "two", **FILTER)
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
 
 
 def test_fid_gate_withholds_a_class_and_says_so(run, tmp_path):
@@ -253,13 +334,6 @@ def test_calibration_is_stored_in_the_run_and_read_back(run, tmp_path):
 def test_thresholds_are_absolute_or_multiples_of_the_floor():
     assert Threshold.parse("12.5", "--max-fid").limit(4.0) == 12.5
     assert Threshold.parse("3x", "--max-fid").limit(4.0) == 12.0
-
-
-def test_verdict_depends_on_confidence_alone():
-    made = Made(Candidate(Slot("a", 0), 0, 0, (1,)), np.zeros((8, 8, 1), np.uint8), 0.5)
-    assert judge(made, Gates(0.5)).accepted
-    assert judge(made, Gates(0.51)).reason == "low_confidence"
-    assert judge(dataclasses.replace(made, confidence=-1.0), Gates()).accepted
 
 
 def test_slots_cover_every_image_once_in_the_wanted_proportion():

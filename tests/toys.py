@@ -28,6 +28,7 @@ def tiny_recipe(**sections: Mapping[str, object] | object) -> Recipe:
     values: dict[str, object] = {
         "data": {"size_px": 8, "channels": 3, "val_fraction": 0.0},
         "features": {"input_px": 32},
+        "filtering": {"checks": [], "pool_images": 64},
         "modalities": {"by": "none", "encoder": {"precision": "fp32", "memory_format": "contiguous"}},
         "balagan": TINY_BALAGAN,
         "training": {

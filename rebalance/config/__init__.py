@@ -8,6 +8,8 @@ from rebalance.config.balagan import (
 )
 from rebalance.config.options import Options, changed_keys, option
 from rebalance.config.recipe import (
+    CHECKS,
+    EXTRACTORS,
     DataOptions,
     EncoderOptions,
     FeatureOptions,
@@ -25,6 +27,8 @@ from rebalance.config.recipe import (
 )
 
 __all__ = [
+    "CHECKS",
+    "EXTRACTORS",
     "BalaganOptions",
     "DataOptions",
     "DiscriminatorOptions",

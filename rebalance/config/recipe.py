@@ -13,6 +13,8 @@ from rebalance.config.balagan import BalaganOptions
 from rebalance.config.options import Options, build, nearest, option, set_dotted, to_mapping
 from rebalance.errors import InputError
 
+EXTRACTORS = ("efficientnet", "inception")
+CHECKS = ("outlier", "low_confidence", "memorised", "influence")
 AUGMENTATIONS = ("crop", "flip", "colour_jitter", "grayscale", "blur", "patch_shuffle")
 
 
@@ -34,7 +36,7 @@ class DataOptions(Options):
 class FeatureOptions(Options):
     """The features in which distances between classes and sets are measured."""
 
-    extractor: str = option("efficientnet", "network", choices=("efficientnet", "inception"))
+    extractor: str = option("efficientnet", "network", choices=EXTRACTORS)
     input_px: int = option(224, "side to which images are resized for efficientnet", at_least=32, at_most=600)
     layer: int | None = option(
         None, "block of efficientnet whose pooled output is taken; empty: the last features", at_least=0, at_most=15
@@ -147,9 +149,12 @@ class GenerationOptions(Options):
 
 @dataclass(frozen=True)
 class FilteringOptions(Options):
-    """How a class is calibrated before the first shard."""
+    """Which checks an image must pass, and how a class is calibrated before the first shard."""
 
-    pool_images: int = option(256, "candidates of a class in its calibration pool", at_least=8)
+    checks: tuple[str, ...] = option(
+        CHECKS, "what an image is checked for, see `rebalance.filtering`; empty keeps every image", choices=CHECKS
+    )
+    pool_images: int = option(512, "candidates of a class in its calibration pool", at_least=8)
     dimensions: int = option(64, "principal components of the real features in which FD is taken, at most", at_least=1)
     floor_draws: int = option(20, "pairs of Gaussian sets behind the floor of FD", at_least=2)
 

@@ -1,25 +1,44 @@
-"""Station 7, filtering: a candidate in, a verdict out; and the gate that a whole class must pass."""
+"""Station 7, filtering: what an image must pass, and what a whole class must.
 
-from rebalance.filtering.calibration import (
+`gates` says what a user asks for, `image_filter` fits and asks the checks of single images, `class_gate` holds what
+passes against the real images of its class, `calibration` does both for a run, `store` keeps the result.
+"""
+
+from rebalance.filtering.calibration import calibrate
+from rebalance.filtering.class_gate import ClassCalibration, calibrate_class, filters_of
+from rebalance.filtering.gates import Gates, Threshold
+from rebalance.filtering.image_filter import (
+    CHECKS,
+    INFLUENCE,
     LOW_CONFIDENCE,
-    ClassCalibration,
-    Gates,
-    Threshold,
+    MEMORISED,
+    OUTLIER,
+    FilterOptions,
+    ImageFilter,
+    RealFeatures,
+    Scores,
     Verdict,
-    calibrate,
-    candidate_pool,
-    check_gates,
-    judge,
+    fit_filter,
+    fit_space,
 )
 
 __all__ = [
+    "CHECKS",
+    "INFLUENCE",
     "LOW_CONFIDENCE",
+    "MEMORISED",
+    "OUTLIER",
     "ClassCalibration",
+    "FilterOptions",
     "Gates",
+    "ImageFilter",
+    "RealFeatures",
+    "Scores",
     "Threshold",
     "Verdict",
     "calibrate",
-    "candidate_pool",
-    "check_gates",
-    "judge",
+    "calibrate_class",
+    "filters_of",
+    "fit_filter",
+    "fit_space",
 ]

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,26 @@ from rebalance import files
 from rebalance.config import changed_keys
 from rebalance.devices import choose_device, cpu_count
 from rebalance.errors import DamagedError, InputError, RefusedError
-from rebalance.features import make_extractor
-from rebalance.filtering import ClassCalibration, Gates, Threshold, calibrate, check_gates
+from rebalance.features import FeatureExtractor
+from rebalance.filtering import (
+    CHECKS,
+    INFLUENCE,
+    LOW_CONFIDENCE,
+    MEMORISED,
+    ClassCalibration,
+    FilterOptions,
+    Gates,
+    Threshold,
+    calibrate,
+    filters_of,
+)
 from rebalance.generation import LoadedRun, Synthesizer, load_run
 from rebalance.planning import Plan, cap, resolve_balance
 from rebalance.ranks import joined
 from rebalance.shards.make import ShardMaker, ShardName
 from rebalance.shards.manifest import REQUEST, read_marker, write_manifest
 from rebalance.shards.request import REAL, GenerationRequest, make_request
-from rebalance.shards.workers import Job, make_here, make_in_processes, torch_threads
+from rebalance.shards.workers import Job, Look, make_here, make_in_processes, torch_threads
 from rebalance.training import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -87,8 +98,13 @@ def generate(
     workers: int = 1,
     shards: tuple[int, int] | None = None,
     include_real: bool = False,
+    filter_images: bool = True,
+    keep: float | None = None,
     min_confidence: float | None = None,
+    max_similarity: float | None = None,
     max_fid: str | float | None = None,
+    max_kid: str | float | None = None,
+    features: str | None = None,
     weights: str | Path | None = None,
     data: str | Path | None = None,
     device: str = "auto",
@@ -112,9 +128,14 @@ def generate(
             the caller's script to be importable (`if __name__ == "__main__"`).
         shards: make only shards A to B - 1 of the output, as for a scheduler.
         include_real: add the real train images of all classes, resized and encoded alike.
-        min_confidence: least probability of its class that an image must have, by the method's class head.
+        filter_images: ask the checks that the recipe names (`filtering.checks`); else only those whose limit is given.
+        keep: share of the pool, after the other checks, whose influence is allowed, instead of a calibrated one.
+        min_confidence: least probability of its class that an image must have, instead of a calibrated one.
+        max_similarity: largest cosine to a real train image, instead of a calibrated one.
         max_fid: limit on each class's Fréchet distance, absolute or a multiple of its floor ("3x").
-        weights: Inception weights, where the recipe's features are Inception's.
+        max_kid: limit on each class's kernel distance, likewise.
+        features: "efficientnet", "inception", "encoder" (the run's own) or "module:attribute", instead of the recipe's.
+        weights: Inception weights, where the features are Inception's.
         data: where the data set is now, if it has moved since the fit.
         device: "auto", "cpu" or "cuda".
         overwrite: delete what `out` holds and start again.
@@ -134,15 +155,24 @@ def generate(
         )
     place, directory, target = choose_device(device), RunDirectory(Path(run)), Path(out)
     loaded = load_run(directory, str(data) if data is not None else None, place)
-    gates = Gates(min_confidence, Threshold.parse(max_fid, "--max-fid") if max_fid is not None else None)
+    given = {LOW_CONFIDENCE: min_confidence, MEMORISED: max_similarity, INFLUENCE: keep}
+    asked = loaded.recipe.filtering.checks if filter_images else ()
+    checks = tuple(check for check in CHECKS if check in asked or given.get(check) is not None)
+    gates = Gates(
+        FilterOptions(checks, keep, min_confidence, max_similarity),
+        Threshold.parse(max_fid, "--max-fid") if max_fid is not None else None,
+        Threshold.parse(max_kid, "--max-kid") if max_kid is not None else None,
+    )
     counts = _wanted(loaded, balance, max_multiple)
-    check_gates(loaded, gates, tuple(counts))
-    calibrations = _calibrations(loaded, gates, tuple(counts), seed, place, weights)
+    look = Look(features, str(weights) if weights else None)
+    extractor = look.extractor(loaded, place) if gates.closed or features else None
+    calibrations = _calibrations(loaded, gates, tuple(counts), seed, place, extractor)
     request = make_request(
-        loaded, counts, calibrations, gates, shard_size=shard_size, file_format=file_format, quality=quality,
+        loaded, counts, calibrations, gates, extractor, shard_size=shard_size, file_format=file_format, quality=quality,
         seed=seed, include_real=include_real, device=place,
     )  # fmt: skip
-    maker = ShardMaker(loaded, request, gates, target, place)
+    filters = filters_of(list(calibrations.values()))
+    maker = ShardMaker(loaded, request, filters, extractor if filters else None, target, place)
     wanted = _chosen(maker, shards)
 
     def begin() -> None:
@@ -161,7 +191,7 @@ def generate(
         ranks.first_does(begin)
         own = wanted[ranks.number :: ranks.count]
         missing = [name for name in own if not _is_done(target, name, request)]
-        job = Job(directory.path, str(loaded.index.root), request, gates, target, str(place))
+        job = Job(directory.path, str(loaded.index.root), request, filters, look, target, str(place))
         _make_all(maker, job, missing, workers, progress)
         n_made = int(ranks.total(torch.tensor(len(missing))))
         done = ranks.first_does(end) or [name for name in maker.names() if (target / name.marker).is_file()]
@@ -205,13 +235,16 @@ def _wanted(
 
 
 def _calibrations(
-    run: LoadedRun, gates: Gates, targets: tuple[str, ...], seed: int, device: torch.device, weights: str | Path | None
+    run: LoadedRun,
+    gates: Gates,
+    targets: tuple[str, ...],
+    seed: int,
+    device: torch.device,
+    extractor: FeatureExtractor | None,
 ) -> dict[str, ClassCalibration]:
-    if gates.max_fid is None:
+    if extractor is None or not gates.closed:
         return {}
-    options = run.recipe.features
-    extractor = make_extractor(replace(options, weights=str(weights)) if weights else options, device)
-    synthesizer = Synthesizer(run, device, with_confidence=gates.min_confidence is not None)
+    synthesizer = Synthesizer(run, device, extractor)
     with torch_threads(run.recipe.generation.threads):
         return calibrate(run, synthesizer, gates, targets, extractor, seed)
 
@@ -315,11 +348,18 @@ def _make_all(maker: ShardMaker, job: Job, missing: Sequence[ShardName], workers
     workers = min(workers, len(missing))
     total = sum(_n_images(maker, name) for name in missing)
     threads = maker.run.recipe.generation.threads
+    rejects = Counter[str]()
     with tqdm(total=total, desc="generate", unit="img", disable=not progress, dynamic_ncols=True) as bar:
+
+        def count(images: int, rejected: Mapping[str, int]) -> None:
+            rejects.update(rejected)
+            bar.set_postfix({reason: rejects[reason] for reason in CHECKS if rejects[reason]}, refresh=False)
+            bar.update(images)
+
         if workers == 1:
-            make_here(maker, missing, bar.update)
+            make_here(maker, missing, count)
         else:
-            make_in_processes(job, missing, workers, threads, bar.update)
+            make_in_processes(job, missing, workers, threads, count)
 
 
 def _n_images(maker: ShardMaker, name: ShardName) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ import torch
 import webdataset
 
 from rebalance import files, images
-from rebalance.filtering import Gates, judge
+from rebalance.features import FeatureExtractor
+from rebalance.filtering import ImageFilter, Scores, Verdict
 from rebalance.generation import (
     Candidate,
     LoadedRun,
@@ -58,6 +59,10 @@ class ShardName:
         return f"{self.kind}-{self.number:06d}.json"
 
 
+Count = Callable[[int, Mapping[str, int]], None]
+"""Is told of finished images, and of rejected ones by reason, since it was last called."""
+
+
 @dataclass(frozen=True)
 class ShardContents:
     """The samples of a shard in order, and what was rejected on the way."""
@@ -71,10 +76,16 @@ class ShardMaker:
     """Makes shards of one request, one after another, in one process."""
 
     def __init__(
-        self, run: LoadedRun, request: GenerationRequest, gates: Gates, out: Path, device: torch.device
+        self,
+        run: LoadedRun,
+        request: GenerationRequest,
+        filters: Mapping[str, ImageFilter],
+        extractor: FeatureExtractor | None,
+        out: Path,
+        device: torch.device,
     ) -> None:
-        self.run, self.request, self.gates, self.out = run, request, gates, out
-        self.synthesizer = Synthesizer(run, device, with_confidence=gates.min_confidence is not None)
+        self.run, self.request, self.filters, self.out = run, request, filters, out
+        self.synthesizer = Synthesizer(run, device, extractor)
         self.stream = candidate_stream(request.fingerprint, run.index, run.plan, run.recipe)
         self.slots = Slots(request.counts, request.shard_size, request.fingerprint)
 
@@ -98,12 +109,12 @@ class ShardMaker:
         keyed_rng(self.request.fingerprint, REAL).shuffle(rows)
         return rows
 
-    def make(self, name: ShardName, count: Callable[[int], None]) -> None:
+    def make(self, name: ShardName, count: Count) -> None:
         """Make a shard and then its marker.
 
         Args:
             name: which one.
-            count: is told the number of finished images as they come.
+            count: is told the numbers of finished images, and of rejected ones by reason, as they come.
         """
         with ThreadPoolExecutor(max_workers=2) as pool:
             contents = self._real(name, pool, count) if name.kind == REAL else self._synthetic(name, pool, count)
@@ -124,7 +135,7 @@ class ShardMaker:
             "sha256": files.sha256_bytes(tar),
         }
 
-    def _synthetic(self, name: ShardName, pool: ThreadPoolExecutor, count: Callable[[int], None]) -> ShardContents:
+    def _synthetic(self, name: ShardName, pool: ThreadPoolExecutor, count: Count) -> ShardContents:
         """Fill the shard's slots in rounds: every open slot tries its next candidate."""
         slots = self.slots.of_shard(name.number)
         encoded: dict[Slot, Future[Sample]] = {}
@@ -133,24 +144,25 @@ class ShardMaker:
         while open_slots and number < self.run.recipe.generation.max_candidates:
             candidates = [self.stream.draw(slot, number) for slot in open_slots]
             for made in self._made(candidates, pool):
-                verdict = judge(made, self.gates)
-                slot = made.candidate.slot
-                if verdict.accepted:
-                    encoded[slot] = pool.submit(self._sample, made)
-                    count(1)
-                else:
-                    rejects.setdefault(slot.class_name, Counter())[verdict.reason] += 1
+                for image, scores, verdict in self._judged(made):
+                    slot = image.candidate.slot
+                    if verdict.accepted:
+                        encoded[slot] = pool.submit(self._sample, image, scores)
+                        count(1, {})
+                    else:
+                        rejects.setdefault(slot.class_name, Counter())[verdict.reason] += 1
+                        count(0, {verdict.reason: 1})
             open_slots = [slot for slot in open_slots if slot not in encoded]
             number += 1
-        count(len(open_slots))
+        count(len(open_slots), {})
         return ShardContents(
             [encoded[slot].result() for slot in slots if slot in encoded],
             {class_name: dict(reasons) for class_name, reasons in rejects.items()},
             dict(Counter(slot.class_name for slot in open_slots)),
         )
 
-    def _made(self, candidates: list[Candidate], pool: ThreadPoolExecutor) -> Iterator[Made]:
-        """Make candidates in batches; the next batch is decoded meanwhile."""
+    def _made(self, candidates: list[Candidate], pool: ThreadPoolExecutor) -> Iterator[list[Made]]:
+        """Make candidates, batch by batch; the next batch is decoded meanwhile."""
 
         def decode(batch: list[Candidate]) -> list[Future[np.ndarray]]:
             return [pool.submit(self.synthesizer.load, candidate.source) for candidate in batch]
@@ -160,12 +172,25 @@ class ShardMaker:
         for number, batch in enumerate(batches):
             sources = [future.result() for future in waiting]
             waiting = decode(batches[number + 1]) if number + 1 < len(batches) else []
-            yield from self.synthesizer.make(batch, sources)
+            yield self.synthesizer.make(batch, sources)
 
-    def _sample(self, made: Made) -> Sample:
+    def _judged(self, batch: list[Made]) -> Iterator[tuple[Made, Scores, Verdict]]:
+        """Score and judge a batch, class by class."""
+        by_class: dict[str, list[Made]] = {}
+        for made in batch:
+            by_class.setdefault(made.candidate.slot.class_name, []).append(made)
+        for class_name, members in by_class.items():
+            found = self.filters.get(class_name)
+            if found is None:
+                yield from ((made, Scores(), Verdict()) for made in members)
+                continue
+            confidences = np.array([made.confidence for made in members])
+            scored = found.scores(np.stack([made.features for made in members]), confidences)
+            yield from ((made, scores, found.judge(scores)) for made, scores in zip(members, scored, strict=True))
+
+    def _sample(self, made: Made, scores: Scores) -> Sample:
         candidate, index = made.candidate, self.run.index
         slot = candidate.slot
-        scores = {"confidence": made.confidence}
         fields = self._fields(slot.class_name, made.pixels, scores) | {
             "synthetic": True,
             "method": self.run.recipe.method,
@@ -177,19 +202,19 @@ class ShardMaker:
         }
         return self._encoded(slot.class_name, slot.ordinal, made.pixels, fields)
 
-    def _real(self, name: ShardName, pool: ThreadPoolExecutor, count: Callable[[int], None]) -> ShardContents:
+    def _real(self, name: ShardName, pool: ThreadPoolExecutor, count: Count) -> ShardContents:
         first = name.number * self.request.shard_size
         chosen = self.real_images[first : first + self.request.shard_size].tolist()
         samples = []
         for sample in pool.map(self._real_sample, chosen):
             samples.append(sample)
-            count(1)
+            count(1, {})
         return ShardContents(samples, {}, {})
 
     def _real_sample(self, image_id: int) -> Sample:
         class_name = str(self.run.index.column("class")[image_id])
         pixels = self.synthesizer.load(image_id)
-        fields = self._fields(class_name, pixels, {"confidence": -1.0}) | {
+        fields = self._fields(class_name, pixels, Scores()) | {
             "synthetic": False,
             "method": "real",
             "source": self.run.index.name(image_id),
@@ -206,14 +231,14 @@ class ShardMaker:
         modality = self.run.modalities.of_image(image_id)
         return self.run.modalities.table[modality].number if modality >= 0 else -1
 
-    def _fields(self, class_name: str, pixels: np.ndarray, scores: dict[str, float]) -> dict[str, Any]:
+    def _fields(self, class_name: str, pixels: np.ndarray, scores: Scores) -> dict[str, Any]:
         height, width = pixels.shape[:2]
         return {
             "class": class_name,
             "label": self.run.index.label(class_name),
             "run": self.request.fingerprint,
             "seed": self.request.seed,
-            "scores": scores,
+            "scores": asdict(scores),
             "width": width,
             "height": height,
         }

@@ -127,8 +127,11 @@ rebalance {manifest["version"]} (`rebalance-images` on PyPI). Fingerprint `{mani
 {rows}
 
 Every sample has an image, `cls` (the label) and `json` with `class`, `label`, `synthetic`, `method`, `run`, `source`,
-`source_class`, `reference`, `modality`, `seed`, `candidate`, `scores`, `width` and `height`. A score of -1 was not
-measured; `modality` is -1 for an image outside training, `candidate` is -1 for a real one.
+`source_class`, `reference`, `modality`, `seed`, `candidate`, `scores`, `width` and `height`. Scores: `outlier`
+(distance from the real images, over the largest allowed), `confidence` (probability of the class), `similarity` (cosine
+to the most similar real train image), `influence` (share of a pool of candidates that does less to the Fréchet
+distance). A score of -1 was not measured; `modality` is -1 for an image outside training, `candidate` is -1 for a real
+one.
 
 Synthetic images are translations of real train images. They must not be used to test a classifier.
 """

@@ -13,6 +13,7 @@ import PIL
 import torch
 
 from rebalance import files, images
+from rebalance.features import FeatureExtractor
 from rebalance.filtering import ClassCalibration, Gates
 from rebalance.generation import LoadedRun
 
@@ -29,6 +30,7 @@ class GenerationRequest:
         withheld: withheld classes and why.
         calibration: SHA-256 of the calibration, "" without one.
         gates: the gates, as plain values.
+        features: name and version of the features in which images are judged, "" where they are not.
         shard_size: images of a shard.
         file_format: "jpg", "png" or "webp".
         quality: 1 to 100; png ignores it.
@@ -44,6 +46,7 @@ class GenerationRequest:
     withheld: Mapping[str, str]
     calibration: str
     gates: Mapping[str, Any]
+    features: str
     shard_size: int
     file_format: str
     quality: int
@@ -68,6 +71,7 @@ def make_request(
     counts: Mapping[str, int],
     calibrations: Mapping[str, ClassCalibration],
     gates: Gates,
+    extractor: FeatureExtractor | None,
     *,
     shard_size: int,
     file_format: str,
@@ -85,6 +89,7 @@ def make_request(
         withheld=withheld,
         calibration=files.sha256_bytes(files.canonical_json(stored).encode()) if stored else "",
         gates=gates.to_json(),
+        features=f"{extractor.name} {extractor.version}".strip() if extractor else "",
         shard_size=shard_size,
         file_format=file_format,
         quality=quality if file_format != "png" else 0,

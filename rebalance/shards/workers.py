@@ -8,24 +8,45 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rebalance.errors import RebalanceError
-from rebalance.filtering import Gates
-from rebalance.generation import load_run
-from rebalance.shards.make import ShardMaker, ShardName
+from rebalance.features import FeatureExtractor, choose_extractor
+from rebalance.filtering import CHECKS, ImageFilter
+from rebalance.generation import LoadedRun, load_run
+from rebalance.shards.make import Count, ShardMaker, ShardName
 from rebalance.shards.request import GenerationRequest
-from rebalance.training import RunDirectory
+from rebalance.training import RunDirectory, load_encoder
 
 _POLL_SECONDS = 0.25
 _PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Look:
+    """In which features images are judged: the recipe's, or what a caller names instead.
+
+    Attributes:
+        features: name or import path; None: the recipe's.
+        weights: Inception weights; None: the recipe's.
+    """
+
+    features: str | None
+    weights: str | None
+
+    def extractor(self, run: LoadedRun, device: torch.device) -> FeatureExtractor:
+        """Build the extractor."""
+        options = run.recipe.features
+        if self.weights:
+            options = replace(options, weights=self.weights)
+        return choose_extractor(self.features, options, device, lambda: load_encoder(run.directory, run.recipe, device))
 
 
 @dataclass(frozen=True)
@@ -35,7 +56,8 @@ class Job:
     run: Path
     data: str
     request: GenerationRequest
-    gates: Gates
+    filters: Mapping[str, ImageFilter]
+    look: Look
     out: Path
     device: str
 
@@ -43,7 +65,8 @@ class Job:
         """Load the run and build the maker."""
         device = torch.device(self.device)
         run = load_run(RunDirectory(self.run), self.data, device)
-        return ShardMaker(run, self.request, self.gates, self.out, device)
+        extractor = self.look.extractor(run, device) if self.filters else None
+        return ShardMaker(run, self.request, self.filters, extractor, self.out, device)
 
 
 @contextlib.contextmanager
@@ -57,33 +80,32 @@ def torch_threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def make_here(maker: ShardMaker, names: Sequence[ShardName], count: Callable[[int], None]) -> None:
+def make_here(maker: ShardMaker, names: Sequence[ShardName], count: Count) -> None:
     """Make shards one after another in this process."""
     with torch_threads(maker.run.recipe.generation.threads):
         for name in names:
             maker.make(name, count)
 
 
-def make_in_processes(
-    job: Job, names: Sequence[ShardName], workers: int, threads: int, count: Callable[[int], None]
-) -> None:
+def make_in_processes(job: Job, names: Sequence[ShardName], workers: int, threads: int, count: Count) -> None:
     """Make shards in worker processes.
 
     Raises:
         RebalanceError: a worker died.
     """
     context = multiprocessing.get_context("spawn")
-    done = context.Value("q", 0)
+    done = context.Array("q", 1 + len(CHECKS))
     executor = ProcessPoolExecutor(workers, context, _start_worker, (job, threads, done, os.getpid()))
     try:
         with _interrupts_held():
-            waiting, counted = {executor.submit(_make, name) for name in names}, 0
+            waiting, counted = {executor.submit(_make, name) for name in names}, [0] * len(done)
         while waiting:
             finished, waiting = wait(waiting, _POLL_SECONDS, FIRST_COMPLETED)
             for future in finished:
                 future.result()
-            count(done.value - counted)
-            counted = done.value
+            images, *rejects = (now - before for now, before in zip(done[:], counted, strict=True))
+            count(images, dict(zip(CHECKS, rejects, strict=True)))
+            counted = [before + new for before, new in zip(counted, (images, *rejects), strict=True)]
     except BrokenProcessPool as error:
         raise RebalanceError(
             "a worker process died", remedy="Run the same command again, with fewer --workers if memory was short"
@@ -125,8 +147,11 @@ def _die_with_parent(parent: int) -> None:
 
 
 def _make(name: ShardName) -> None:
-    def count(images: int) -> None:
-        with _worker["done"].get_lock():
-            _worker["done"].value += images
+    def count(images: int, rejected: Mapping[str, int]) -> None:
+        done = _worker["done"]
+        with done.get_lock():
+            done[0] += images
+            for number, check in enumerate(CHECKS, 1):
+                done[number] += rejected.get(check, 0)
 
     _worker["maker"].make(name, count)

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from rebalance import files, images
 from rebalance.config import Recipe, load_recipe
 from rebalance.devices import choose_device, cpu_count
 from rebalance.errors import DamagedError, InputError
-from rebalance.features import make_extractor
+from rebalance.features import ENCODER, FeatureExtractor, make_extractor
 from rebalance.index import ImageIndex, build_index, carve_validation
 from rebalance.methods import Method, PairBatch, make_method
 from rebalance.modalities import ImageBatch, Modalities, assign, embed, make_encoder, modality_preview
@@ -35,7 +36,6 @@ from rebalance.training.run import RunDirectory, Unit, units_of
 
 logger = logging.getLogger(__name__)
 
-ENCODER = "encoder"
 COLLAPSED = 0.02
 """Below this share of the variance of real images, a generator's images count as one image."""
 _EMBED_BATCH = 256
@@ -410,3 +410,35 @@ def load_method(
         load_network(method.networks[name], weights, prefix)
         method.networks[name].to(device).eval().requires_grad_(False)
     return method, digest
+
+
+def load_encoder(directory: RunDirectory, recipe: Recipe, device: torch.device) -> FeatureExtractor:
+    """Load the encoder that found the modalities, as features of any images.
+
+    Raises:
+        InputError: the run has none.
+        DamagedError: its checkpoint is damaged.
+    """
+    folder = CheckpointFolder(directory.checkpoints(ENCODER))
+    if not folder.paths():
+        raise InputError(
+            f"--features encoder: the run {directory.path} has no encoder, because it did not cluster its classes",
+            remedy="Use --features efficientnet",
+        )
+    encoder = make_encoder(recipe)
+    weights, digest = folder.generating_weights()
+    for name, network in encoder.networks.items():
+        load_network(network, weights, f"{name}/")
+        network.to(device).eval().requires_grad_(False)
+    side, channels = recipe.data.size_px, recipe.data.channels
+
+    @torch.inference_mode()
+    def extract(pixels: np.ndarray) -> np.ndarray:
+        batch = images.to_float(torch.from_numpy(pixels)).to(device)
+        if batch.shape[1] != channels:
+            batch = batch.mean(1, keepdim=True).expand(-1, channels, -1, -1)
+        batch = F.interpolate(batch, size=(side, side), mode="bicubic", align_corners=False, antialias=True)
+        return F.normalize(encoder.features(batch).float()).cpu().numpy()
+
+    dimensions = extract(np.zeros((1, side, side, channels), np.uint8)).shape[1]
+    return FeatureExtractor(ENCODER, dimensions, recipe.features.batch, extract, f"{digest} {device.type}")

@@ -1,0 +1,98 @@
+"""A small classifier of features, which says how sure one can be that an image is of its class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+from rebalance import metrics
+
+_FOLDS = 5
+_MOST_OF_A_CLASS = 500
+_MOST_OF_ALL = 10_000
+_LEAST_OF_A_CLASS = 20
+
+
+@dataclass(frozen=True)
+class ClassProbe:
+    """Logistic regression on standardised features, every class weighing the same.
+
+    Attributes:
+        names: the classes.
+        weights: (d, classes) float64.
+        offsets: (classes,) float64.
+    """
+
+    names: tuple[str, ...]
+    weights: np.ndarray
+    offsets: np.ndarray
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """Return class probabilities (n, classes) of features (n, d)."""
+        logits = features.astype(np.float64) @ self.weights + self.offsets
+        exponents = np.exp(logits - logits.max(1, keepdims=True))
+        return exponents / exponents.sum(1, keepdims=True)
+
+    def confidence(self, features: np.ndarray, name: str) -> np.ndarray:
+        """Return the probability (n,) of one class."""
+        return self.probabilities(features)[:, self.names.index(name)]
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """Return the names (n,) of the likeliest classes."""
+        return np.array(self.names)[self.probabilities(features).argmax(1)]
+
+
+def most_of_a_class(n_classes: int) -> int:
+    """Return how many images of a class a probe looks at, so that many classes cost no more than twenty large ones."""
+    return max(_LEAST_OF_A_CLASS, min(_MOST_OF_A_CLASS, _MOST_OF_ALL // max(n_classes, 1)))
+
+
+def fit_probe(train: Mapping[str, np.ndarray], seed: int) -> ClassProbe | None:
+    """Fit a probe on features of real train images by class; None where fewer than two classes have any."""
+    names = tuple(name for name, features in train.items() if len(features))
+    if len(names) < 2:
+        return None
+    features, labels = _stacked(train, names, seed)
+    return _fit(features, labels, names)
+
+
+def held_out_confidence(train: Mapping[str, np.ndarray], name: str, seed: int) -> np.ndarray:
+    """Return the confidence of a class's own images by probes that have not seen them (cross-validation).
+
+    Args:
+        train: features by class.
+        name: the class; it must have two images or more, and there must be another class.
+        seed: seed of the folds.
+    """
+    names = tuple(other for other, features in train.items() if len(features))
+    features, labels = _stacked(train, names, seed)
+    own = np.random.default_rng(seed).permutation(np.flatnonzero(labels == names.index(name)))
+    found = []
+    for left_out in np.array_split(own, min(_FOLDS, len(own))):
+        fitted = np.setdiff1d(np.arange(len(labels)), left_out)
+        found.append(_fit(features[fitted], labels[fitted], names).confidence(features[left_out], name))
+    return np.concatenate(found)
+
+
+def _stacked(train: Mapping[str, np.ndarray], names: tuple[str, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    most = most_of_a_class(len(names))
+    parts = [metrics.at_most(train[name], most, seed, number) for number, name in enumerate(names)]
+    return np.concatenate(parts), np.repeat(np.arange(len(names)), [len(part) for part in parts])
+
+
+def _fit(features: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> ClassProbe:
+    mean, scale = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
+    scale = np.where(scale > 0, scale, 1.0)
+    model = LogisticRegression(C=0.01, max_iter=1000, class_weight="balanced")
+    model.fit((features - mean) / scale, labels)
+    weights = np.zeros((features.shape[1], len(names)))
+    offsets = np.full(len(names), -np.inf)
+    if len(model.classes_) == 2:  # one row of coefficients stands for both
+        weights[:, model.classes_[1]], offsets[model.classes_] = model.coef_[0], (0.0, model.intercept_[0])
+    else:
+        weights[:, model.classes_], offsets[model.classes_] = model.coef_.T, model.intercept_
+    weights = weights / scale[:, None]
+    return ClassProbe(names, weights, offsets - mean @ weights)

@@ -1,0 +1,467 @@
+"""What an image of a class must pass: fitted to real images and a pool of candidates, then the same for all images.
+
+An image has no FID, but it has an *influence* on one, and there is other evidence. In the order of asking:
+
+    outlier         its Mahalanobis distance is beyond that of 99% of the real images, each seen from all the others
+    low_confidence  its class is less sure than that of 95% of the class's real images, to the method or a classifier
+    memorised       it is more similar to a train image than 99% of the held-out real images are
+    influence       keeping it takes the set's Fréchet distance up by more than the threshold allows
+
+The threshold on influence is the one with which the pool's kept images come nearest to held-out real ones, compared
+with as many images kept at random, as long as they cover no less of the real images.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from sklearn.covariance import ledoit_wolf
+
+from rebalance import frechet, metrics
+from rebalance.class_probe import ClassProbe, fit_probe, held_out_confidence
+from rebalance.config import CHECKS
+from rebalance.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+OUTLIER, LOW_CONFIDENCE, MEMORISED, INFLUENCE = CHECKS
+"""The checks, in the order in which an image is asked; the first that it fails is its reason."""
+
+UNMEASURED = -1.0
+_KEPT_OF_REAL = 0.99
+_CONFIDENT_OF_REAL = 0.95
+_MOST_CONFIDENCE = 0.5
+LEAST_HELD_OUT = 30
+_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
+_RANDOM_SETS = 8
+_FOLDS = 5
+_COVERAGE_LOSS = 0.02
+_SAME_IMAGE = 1 - 1e-6
+
+
+@dataclass(frozen=True)
+class FilterOptions:
+    """Which checks are asked, and limits that replace calibrated ones.
+
+    Attributes:
+        checks: any of `CHECKS`.
+        keep: share of the pool's images, after the other checks, whose influence is allowed; None: calibrated.
+        min_confidence: least confidence; None: calibrated.
+        max_similarity: largest cosine to a train image; None: calibrated.
+    """
+
+    checks: tuple[str, ...] = CHECKS
+    keep: float | None = None
+    min_confidence: float | None = None
+    max_similarity: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        for check in self.checks:
+            if check not in CHECKS:
+                raise InputError("filtering.checks is unknown", value=check, allowed=", ".join(CHECKS))
+        limits = {
+            "--keep": (self.keep, 0.01, 1.0),
+            "--min-confidence": (self.min_confidence, 0.0, 1.0),
+            "--max-similarity": (self.max_similarity, -1.0, 1.0),
+        }
+        for option, (value, least, most) in limits.items():
+            if value is not None and not least <= value <= most:
+                raise InputError(option, value=value, allowed=f"{least:g} to {most:g}")
+
+
+@dataclass(frozen=True)
+class RealFeatures:
+    """Features of the real images that filters are fitted to.
+
+    Attributes:
+        train: (n, D) of every class that takes part.
+        held_out: (n, D) of their val images, which no fit has seen.
+    """
+
+    train: Mapping[str, np.ndarray]
+    held_out: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Confidences:
+    """How sure the method itself is of a class, where it can tell.
+
+    Attributes:
+        of_real: (n,) of real images, held out where there are enough.
+        unseen: whether those took no part in fitting.
+        of_pool: (p,) of the pool's candidates.
+    """
+
+    of_real: np.ndarray
+    unseen: bool
+    of_pool: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What is known of one image; -1 where it was not asked.
+
+    Attributes:
+        outlier: Mahalanobis distance over the largest allowed.
+        confidence: probability of its class.
+        similarity: cosine to the most similar real train image.
+        influence: share of the pool with less influence on the Fréchet distance.
+    """
+
+    outlier: float = UNMEASURED
+    confidence: float = UNMEASURED
+    similarity: float = UNMEASURED
+    influence: float = UNMEASURED
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an image is kept, and if not, why: the first check that it fails, and all of them."""
+
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def accepted(self) -> bool:
+        """Whether it is kept."""
+        return not self.reasons
+
+    @property
+    def reason(self) -> str:
+        """The first reason against it, "" when it is kept."""
+        return self.reasons[0] if self.reasons else ""
+
+
+@dataclass(frozen=True)
+class Space:
+    """What the filters of several classes share.
+
+    Attributes:
+        projection: principal components of the pooled real features.
+        whitening: (d, d), makes the pooled within-class covariance there the identity.
+        probe: classifier of all classes; None when there is only one.
+    """
+
+    projection: frechet.Projection
+    whitening: np.ndarray
+    probe: ClassProbe | None
+
+
+@dataclass(frozen=True)
+class ImageFilter:
+    """The checks of one class.
+
+    Attributes:
+        class_name: the class.
+        checks: those that are asked.
+        space: projection and classifier.
+        mean: (d,) mean of the real train images, whitened.
+        precision: (d, d) inverse of their shrunk covariance, whitened.
+        max_distance: largest Mahalanobis distance.
+        min_confidence: least confidence.
+        own_confidence: whether the method's own confidence is asked, not the space's classifier.
+        train: (n, D) float32, normalised features of the real train images.
+        max_similarity: largest cosine to one of them.
+        influence: of single images on the Fréchet distance.
+        max_influence: largest influence allowed.
+        pool: (p,) influences of the pool's images, ascending, each measured from the others.
+        notes: what could not be calibrated as it should be.
+    """
+
+    class_name: str
+    checks: tuple[str, ...]
+    space: Space
+    mean: np.ndarray
+    precision: np.ndarray
+    max_distance: float
+    min_confidence: float
+    own_confidence: bool
+    train: np.ndarray
+    max_similarity: float
+    influence: frechet.Influence
+    max_influence: float
+    pool: np.ndarray
+    notes: tuple[str, ...] = ()
+
+    def scores(self, features: np.ndarray, confidences: np.ndarray | None = None) -> list[Scores]:
+        """Score images, each by itself.
+
+        Args:
+            features: (n, D).
+            confidences: (n,) the method's own, where the filter was fitted with them.
+        """
+        small = self.space.projection.apply(features)
+        columns: dict[str, np.ndarray] = {}
+        if OUTLIER in self.checks:
+            columns["outlier"] = _mahalanobis(small @ self.space.whitening - self.mean, self.precision)
+            columns["outlier"] /= self.max_distance
+        if LOW_CONFIDENCE in self.checks and self.own_confidence:
+            columns["confidence"] = np.asarray(confidences)
+        elif LOW_CONFIDENCE in self.checks and self.space.probe:
+            columns["confidence"] = self.space.probe.confidence(features, self.class_name)
+        if MEMORISED in self.checks:
+            columns["similarity"] = (_normalised(features, self.space.projection) @ self.train.T).max(1)
+        if INFLUENCE in self.checks:
+            rank = np.searchsorted(self.pool, self.influence.of(small), side="left")
+            columns["influence"] = rank / max(len(self.pool), 1)
+        return [
+            Scores(**{name: round(float(column[row]), 6) for name, column in columns.items()})
+            for row in range(len(features))
+        ]
+
+    def judge(self, scores: Scores) -> Verdict:
+        """Judge an image by its scores and nothing else."""
+        failed = {
+            OUTLIER: scores.outlier > 1,
+            LOW_CONFIDENCE: scores.confidence != UNMEASURED and scores.confidence < self.min_confidence,
+            MEMORISED: scores.similarity > self.max_similarity,
+            INFLUENCE: scores.influence > self._most_influence,
+        }
+        return Verdict(tuple(check for check in self.checks if failed[check]))
+
+    @cached_property
+    def _most_influence(self) -> float:
+        """The limit as a share of the pool, as scores are."""
+        return float(np.searchsorted(self.pool, self.max_influence, side="right")) / max(len(self.pool), 1)
+
+    def thresholds(self) -> dict[str, Any]:
+        """Return what was calibrated, as plain values."""
+        return {
+            "max_distance": self.max_distance,
+            "min_confidence": self.min_confidence,
+            "max_similarity": self.max_similarity,
+            "keep": self._most_influence,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class FittedFilter:
+    """A filter, and what it says of the pool that it was fitted to.
+
+    Attributes:
+        image_filter: the filter.
+        pool: verdicts on the pool's images, each image's influence measured from the others.
+    """
+
+    image_filter: ImageFilter
+    pool: tuple[Verdict, ...]
+
+
+def fit_space(real: RealFeatures, dimensions: int, per_class: int, seed: int) -> Space:
+    """Fit what all classes share.
+
+    Args:
+        real: the real features.
+        dimensions: principal components, at most.
+        per_class: images of a class that the components are fitted to, at most.
+        seed: seed of all draws.
+    """
+    parts = [metrics.at_most(f, per_class, seed, number) for number, f in enumerate(real.train.values())]
+    projection = frechet.fit_projection(np.concatenate(parts), dimensions)
+    small = [projection.apply(part) for part in parts if len(part)]
+    within, _ = ledoit_wolf(np.concatenate([part - part.mean(0) for part in small]), assume_centered=True)
+    values, vectors = np.linalg.eigh(within)
+    whitening = vectors / np.sqrt(values.clip(min=max(values.max() * 1e-9, 1e-12))) @ vectors.T
+    return Space(projection, whitening, fit_probe(real.train, seed))
+
+
+def fit_filter(
+    class_name: str,
+    real: RealFeatures,
+    space: Space,
+    pool: np.ndarray,
+    options: FilterOptions,
+    seed: int,
+    confidences: Confidences | None = None,
+) -> FittedFilter:
+    """Calibrate the checks of a class.
+
+    Args:
+        class_name: the class.
+        real: real features; at least 2 train images of the class.
+        space: of `fit_space` on the same.
+        pool: (p, D) features of candidates.
+        options: checks and limits.
+        seed: seed of all draws.
+        confidences: the method's own, where it can tell the class.
+
+    Raises:
+        InputError: too few real images or candidates, or values that are not finite.
+    """
+    train, held_out = real.train[class_name], real.held_out.get(class_name, np.zeros((0, pool.shape[1])))
+    if len(train) < 2:
+        raise InputError(
+            f"class {class_name!r} has too few real images for a filter", value=len(train), allowed="2 or more"
+        )
+    for features in (train, held_out, pool):
+        if not np.isfinite(features).all():
+            raise InputError(f"features of class {class_name!r} contain values that are not finite")
+    fitting = _Fitting(class_name, real.train, train, held_out, space, options, seed, confidences)
+    mean, precision, max_distance = fitting.distance()
+    without_influence = ImageFilter(
+        class_name=class_name,
+        checks=tuple(check for check in CHECKS if check in options.checks),
+        space=space,
+        mean=mean,
+        precision=precision,
+        max_distance=max_distance,
+        min_confidence=fitting.min_confidence(),
+        own_confidence=confidences is not None,
+        train=_normalised(train, space.projection),
+        max_similarity=fitting.max_similarity(),
+        influence=frechet.Influence(np.zeros_like(precision), np.zeros_like(mean), 0.0),
+        max_influence=0.0,
+        pool=np.zeros(0),
+    )
+    return fitting.with_influence(without_influence, pool, confidences.of_pool if confidences else None)
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """The calibration of one class, check by check."""
+
+    class_name: str
+    all_train: Mapping[str, np.ndarray]
+    train: np.ndarray
+    held_out: np.ndarray
+    space: Space
+    options: FilterOptions
+    seed: int
+    confidences: Confidences | None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def _has_held_out(self) -> bool:
+        return len(self.held_out) >= LEAST_HELD_OUT
+
+    def distance(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Mean and precision of the real images, and the distance within which 99% lie, each seen from the others."""
+        whitened = self.space.projection.apply(self.train) @ self.space.whitening
+        n, mean = len(whitened), whitened.mean(0)
+        centred = whitened - mean
+        covariance, shrinkage = ledoit_wolf(centred, assume_centered=True)
+        covariance = covariance + np.eye(len(mean)) * 1e-9
+        precision = np.linalg.inv(covariance)
+        # Leaving one out moves the mean and takes one outer product from the covariance (Sherman and Morrison, 1950).
+        own = _mahalanobis(centred, precision) ** 2
+        taken = (1 - shrinkage) * n / (n - 1) / n
+        left_out = (n / (n - 1)) ** 2 * own / (1 - taken * own).clip(min=1e-6)
+        return mean, precision, float(np.sqrt(np.quantile(left_out, _KEPT_OF_REAL)))
+
+    def min_confidence(self) -> float:
+        """The least confidence: given, or what 95% of real images reach by classifiers that have not seen them."""
+        if self.options.min_confidence is not None:
+            return self.options.min_confidence
+        if LOW_CONFIDENCE not in self.options.checks or not (self.space.probe or self.confidences):
+            return 0.0
+        if self.confidences:
+            unseen = self.confidences.of_real
+            if not self.confidences.unseen:
+                self._note("too few held-out images: confidence is judged by train images, which the method has seen")
+        elif self._has_held_out:
+            unseen = self.space.probe.confidence(self.held_out, self.class_name)
+        else:
+            unseen = held_out_confidence(self.all_train, self.class_name, self.seed)
+        return min(float(np.quantile(unseen, 1 - _CONFIDENT_OF_REAL)), _MOST_CONFIDENCE)
+
+    def max_similarity(self) -> float:
+        """The largest similarity: given, or that within which 99% of held-out images are to train images."""
+        if self.options.max_similarity is not None:
+            return self.options.max_similarity
+        if MEMORISED not in self.options.checks:
+            return 1.0
+        train = _normalised(self.train, self.space.projection)
+        if self._has_held_out:
+            nearest = (_normalised(self.held_out, self.space.projection) @ train.T).max(1)
+        else:
+            self._note(f"{len(self.held_out)} held-out images are too few: memorised is judged by train images")
+            similarities = train @ train.T
+            np.fill_diagonal(similarities, -1)
+            nearest = similarities.max(1)
+        nearest = nearest[nearest < _SAME_IMAGE]
+        return float(np.quantile(nearest, _KEPT_OF_REAL)) if len(nearest) else _SAME_IMAGE
+
+    def with_influence(self, found: ImageFilter, pool: np.ndarray, confidences: np.ndarray | None) -> FittedFilter:
+        """Add the influence on the distance of the pool's images that pass the other checks."""
+        others = replace(found, checks=tuple(check for check in found.checks if check != INFLUENCE))
+        verdicts = [others.judge(scores) for scores in others.scores(pool, confidences)]
+        passed = np.array([verdict.accepted for verdict in verdicts], bool)
+        if INFLUENCE not in found.checks:
+            return FittedFilter(replace(others, notes=tuple(self.notes)), tuple(verdicts))
+        if passed.sum() < 2 * LEAST_HELD_OUT:
+            self._note(f"{passed.sum()} of {len(pool)} candidates passed the other checks: influence is not asked")
+            return FittedFilter(replace(others, notes=tuple(self.notes)), tuple(verdicts))
+        small = self.space.projection.apply(pool[passed])
+        values = self._unseen_influence(small)
+        most = float(np.quantile(values, self.options.keep or self._best_share(pool[passed], small, values)))
+        for position, value in zip(np.flatnonzero(passed), values, strict=True):
+            verdicts[position] = Verdict((INFLUENCE,) if value > most else ())
+        influence = frechet.influence(self._moments(self.train), frechet.moments(small))
+        complete = replace(
+            found, influence=influence, max_influence=most, pool=np.sort(values), notes=tuple(self.notes)
+        )
+        return FittedFilter(complete, tuple(verdicts))
+
+    def _unseen_influence(self, small: np.ndarray) -> np.ndarray:
+        """The influence of each of the pool's images, from the others: from itself, it would be too low."""
+        real, values = self._moments(self.train), np.empty(len(small))
+        for left_out in np.array_split(np.random.default_rng(self.seed).permutation(len(small)), _FOLDS):
+            others = np.delete(small, left_out, 0)
+            values[left_out] = frechet.influence(real, frechet.moments(others)).of(small[left_out])
+        return values
+
+    def _moments(self, features: np.ndarray) -> frechet.Moments:
+        """Moments in principal components, shrunk towards the pooled within-class covariance."""
+        small = self.space.projection.apply(features)
+        mean = small.mean(0)
+        covariance, _ = ledoit_wolf((small - mean) @ self.space.whitening, assume_centered=True)
+        back = np.linalg.inv(self.space.whitening)
+        return frechet.Moments(mean, back @ covariance @ back + np.eye(len(mean)) * 1e-10, len(small))
+
+    def _best_share(self, features: np.ndarray, small: np.ndarray, values: np.ndarray) -> float:
+        """The share to keep: the kept set's distance against that of as many images at random, coverage held."""
+        reference = self.held_out
+        if not self._has_held_out:
+            self._note(f"{len(self.held_out)} held-out images are too few: the share to keep is judged by train images")
+            reference = self.train
+        real, rng = self._moments(reference), np.random.default_rng(self.seed)
+        order, best, best_gain = np.argsort(values, kind="stable"), 1.0, 0.0
+        for share in _SHARES[1:]:
+            kept = order[: round(share * len(order))]
+            random = [rng.choice(len(order), len(kept), replace=False) for _ in range(_RANDOM_SETS)]
+            if (
+                _coverage(reference, features[kept])
+                < np.mean([_coverage(reference, features[r]) for r in random]) - _COVERAGE_LOSS
+            ):
+                continue
+            by_chance = np.mean([frechet.frechet_distance(real, frechet.moments(small[r])) for r in random])
+            gain = float(by_chance - frechet.frechet_distance(real, frechet.moments(small[kept])))
+            if gain > best_gain:
+                best, best_gain = share, gain
+        return best
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        logger.warning("class %r: %s", self.class_name, text)
+
+
+def _coverage(real: np.ndarray, synthetic: np.ndarray) -> float:
+    if min(len(real), len(synthetic)) <= metrics.NEIGHBOURS:
+        return 0.0
+    return metrics.neighbourhoods(real, synthetic).coverage
+
+
+def _mahalanobis(centred: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    return np.sqrt(((centred @ precision) * centred).sum(1).clip(min=0))
+
+
+def _normalised(features: np.ndarray, projection: frechet.Projection) -> np.ndarray:
+    """Features (n, D) from the pooled mean, of length 1."""
+    centred = features.astype(np.float64) - projection.centre
+    return (centred / np.linalg.norm(centred, axis=1, keepdims=True).clip(min=1e-12)).astype(np.float32)

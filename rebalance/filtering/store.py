@@ -1,0 +1,78 @@
+"""Image filters as safetensors and plain values, so that every process and a later day have the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from rebalance import files, frechet
+from rebalance.class_probe import ClassProbe
+from rebalance.errors import DamagedError
+from rebalance.filtering.image_filter import ImageFilter, Space
+
+_ARRAYS = ("mean", "precision", "train", "pool")
+_NUMBERS = ("checks", "max_distance", "min_confidence", "max_similarity", "max_influence", "own_confidence", "notes")
+
+
+def save_filters(path: Path, filters: Mapping[str, ImageFilter]) -> dict[str, Any]:
+    """Write the arrays of filters that share a space; return the rest as plain values, with the arrays' hash."""
+    space = next(iter(filters.values())).space
+    tensors = {
+        "space/centre": space.projection.centre,
+        "space/axes": space.projection.axes,
+        "space/whitening": space.whitening,
+    }
+    if space.probe:
+        tensors |= {"probe/weights": space.probe.weights, "probe/offsets": space.probe.offsets}
+    for number, found in enumerate(filters.values()):
+        tensors |= {f"{number}/{name}": getattr(found, name) for name in _ARRAYS}
+        tensors |= {f"{number}/influence/{f.name}": np.asarray(getattr(found.influence, f.name)) for f in _INFLUENCE}
+    files.write_bytes(path, safetensors.numpy.save({name: np.ascontiguousarray(t) for name, t in tensors.items()}))
+    numbers = {name: {key: getattr(found, key) for key in _NUMBERS} for name, found in filters.items()}
+    return {
+        "sha256": files.sha256_file(path),
+        "probe": list(space.probe.names) if space.probe else [],
+        "filters": {
+            name: {key: list(value) if isinstance(value, tuple) else value for key, value in of_class.items()}
+            for name, of_class in numbers.items()
+        },
+    }
+
+
+_INFLUENCE = fields(frechet.Influence)
+
+
+def load_filters(path: Path, values: Mapping[str, Any]) -> dict[str, ImageFilter]:
+    """Read what `save_filters` wrote and returned.
+
+    Raises:
+        DamagedError: the arrays are missing or damaged.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read: {error.strerror}") from error
+    if files.sha256_bytes(data) != values["sha256"]:
+        raise DamagedError(f"{path} is damaged")
+    tensors = safetensors.numpy.load(data)
+    probe = None
+    if values["probe"]:
+        probe = ClassProbe(tuple(values["probe"]), tensors["probe/weights"], tensors["probe/offsets"])
+    projection = frechet.Projection(tensors["space/centre"], tensors["space/axes"])
+    space, filters = Space(projection, tensors["space/whitening"], probe), {}
+    for number, (name, numbers) in enumerate(values["filters"].items()):
+        parts = {f.name: tensors[f"{number}/influence/{f.name}"] for f in _INFLUENCE}
+        parts["constant"] = float(parts["constant"].item())
+        filters[name] = ImageFilter(
+            class_name=name,
+            space=space,
+            influence=frechet.Influence(**parts),
+            **{array: tensors[f"{number}/{array}"] for array in _ARRAYS},
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in numbers.items()},
+        )
+    return filters

@@ -1,0 +1,295 @@
+"""The filter of single images and the gates of classes, on features whose truth is known."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rebalance import filtering, metrics
+from rebalance.class_probe import fit_probe, held_out_confidence
+from rebalance.errors import DamagedError, InputError
+from rebalance.filtering import (
+    CHECKS,
+    INFLUENCE,
+    LOW_CONFIDENCE,
+    MEMORISED,
+    OUTLIER,
+    ClassCalibration,
+    FilterOptions,
+    Gates,
+    ImageFilter,
+    RealFeatures,
+    Threshold,
+    calibrate_class,
+    fit_filter,
+    fit_space,
+)
+from rebalance.filtering.image_filter import Confidences
+from rebalance.filtering.store import load_filters, save_filters
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+D = 24
+MIXING = np.random.default_rng(0).standard_normal((D, D)) / np.sqrt(D)
+CENTRES = {"a": np.zeros(D), "b": np.full(D, 2.0), "poor": np.full(D, -2.0)}
+
+
+def of_class(name: str, n: int, seed: int, spread: float = 1.0) -> np.ndarray:
+    draws = np.random.default_rng((seed, *name.encode())).standard_normal((n, D))
+    return (CENTRES[name] + draws @ MIXING * spread).astype(np.float32)
+
+
+def real(n_poor: int = 150, n_held_out: int = 60) -> RealFeatures:
+    train = {"a": of_class("a", 300, 1), "b": of_class("b", 200, 1), "poor": of_class("poor", n_poor, 1)}
+    return RealFeatures(train, {"poor": of_class("poor", n_held_out, 2)})
+
+
+def fitted(pool: np.ndarray, features: RealFeatures | None = None, **options: object) -> ImageFilter:
+    features = features or real()
+    space = fit_space(features, 16, 200, 0)
+    return fit_filter("poor", features, space, pool, FilterOptions(**options), 0).image_filter
+
+
+def failed(found: ImageFilter, features: np.ndarray) -> list[tuple[str, ...]]:
+    return [found.judge(scores).reasons for scores in found.scores(features)]
+
+
+def share_failing(found: ImageFilter, features: np.ndarray, check: str) -> float:
+    return float(np.mean([check in reasons for reasons in failed(found, features)]))
+
+
+def test_real_images_that_nobody_has_seen_pass():
+    found = fitted(of_class("poor", 400, 3))
+    fresh = of_class("poor", 2000, 4)
+    assert share_failing(found, fresh, OUTLIER) < 0.08  # the 99th percentile of 150 images is not well known
+    assert share_failing(found, fresh, LOW_CONFIDENCE) < 0.12
+    assert share_failing(found, fresh, MEMORISED) < 0.06
+
+
+def test_outliers_of_a_timid_generator_go():
+    """The spread is 0.6 of the real one, where influence alone would welcome far images; a tenth lies at 6 sigma."""
+    timid = of_class("poor", 900, 3, spread=0.6)
+    directions = np.random.default_rng(5).standard_normal((100, D))
+    far = CENTRES["poor"] + 6 * (directions @ MIXING) / np.linalg.norm(directions, axis=1, keepdims=True) * np.sqrt(D)
+    pool = np.concatenate([timid[:450], far[:50]]).astype(np.float32)
+    found = fitted(pool)
+    assert share_failing(found, far[50:], OUTLIER) > 0.99
+    assert share_failing(found, timid[450:], OUTLIER) < 0.02
+
+
+def test_images_of_another_class_are_not_confident():
+    found = fitted(of_class("poor", 400, 3))
+    assert share_failing(found, of_class("b", 200, 9), LOW_CONFIDENCE) > 0.99
+
+
+def test_near_copies_of_train_images_are_memorised():
+    features = real()
+    found = fitted(of_class("poor", 400, 3), features)
+    noise = np.random.default_rng(1).standard_normal((150, D)) * 0.02
+    assert share_failing(found, features.train["poor"] + noise, MEMORISED) > 0.99
+
+
+def test_influence_brings_a_shifted_set_nearer_than_chance_does():
+    def shifted(seed: int) -> np.ndarray:
+        half = of_class("poor", 300, seed)
+        return np.concatenate([half, of_class("poor", 300, seed + 1) + 0.8]).astype(np.float32)
+
+    features = real()
+    found = fitted(shifted(10), features, checks=(INFLUENCE,))
+    candidates, held_out = shifted(20), of_class("poor", 600, 30)
+    kept = candidates[[not reasons for reasons in failed(found, candidates)]]
+    chance = candidates[np.random.default_rng(0).choice(len(candidates), len(kept), replace=False)]
+    assert 0.3 < len(kept) / len(candidates) < 0.8
+    assert metrics.kernel_distance(held_out, kept).value < 0.6 * metrics.kernel_distance(held_out, chance).value
+    loss = metrics.neighbourhoods(held_out, chance).coverage - metrics.neighbourhoods(held_out, kept).coverage
+    assert loss < 0.05
+
+
+def test_nothing_is_dropped_for_influence_from_images_like_the_real_ones():
+    """Where no share brings the pool nearer than chance does, all are kept, or nearly."""
+    features = RealFeatures({**real().train, "poor": of_class("poor", 800, 1)}, {"poor": of_class("poor", 600, 2)})
+    assert fitted(of_class("poor", 500, 3), features).thresholds()["keep"] >= 0.8
+
+
+@pytest.mark.parametrize(
+    ("options", "check", "least", "most"),
+    [({"keep": 0.3}, INFLUENCE, 0.6, 0.8), ({"min_confidence": 1.0}, LOW_CONFIDENCE, 0.9, 1.0),
+     ({"max_similarity": -1.0}, MEMORISED, 1.0, 1.0), ({"max_similarity": 1.0}, MEMORISED, 0.0, 0.0)],
+)  # fmt: skip
+def test_limits_that_are_given_replace_the_calibrated_ones(options, check, least, most):
+    found = fitted(of_class("poor", 400, 3), checks=(check,), **options)
+    assert least <= share_failing(found, of_class("poor", 400, 6), check) <= most
+
+
+def test_only_the_checks_that_are_asked_are_scored():
+    for check in CHECKS:
+        found = fitted(of_class("poor", 200, 3), checks=(check,))
+        (scores,) = found.scores(of_class("poor", 1, 5))
+        measured = {name for name, value in vars(scores).items() if value != -1}
+        assert measured == {
+            {OUTLIER: "outlier", LOW_CONFIDENCE: "confidence", MEMORISED: "similarity"}.get(check, check)
+        }
+
+
+def test_the_first_failed_check_is_the_reason_and_all_are_told():
+    found = fitted(of_class("poor", 400, 3))
+    (verdict,) = [found.judge(scores) for scores in found.scores(of_class("b", 1, 5) * 9)]
+    assert verdict.reason == OUTLIER and verdict.reasons[:2] == (OUTLIER, LOW_CONFIDENCE) and not verdict.accepted
+
+
+def test_a_score_depends_on_its_image_alone():
+    found, images = fitted(of_class("poor", 400, 3)), of_class("poor", 40, 5)
+    together = [tuple(vars(scores).values()) for scores in found.scores(images)]
+    # But for the rounding of sums that a library orders by their number.
+    alone = [tuple(vars(scores).values()) for image in images for scores in found.scores(image[None])]
+    np.testing.assert_allclose(alone, together, atol=2e-6)
+    backwards = [tuple(vars(scores).values()) for scores in found.scores(images[::-1])]
+    np.testing.assert_allclose(backwards, together[::-1], atol=2e-6)
+
+
+def test_too_few_held_out_images_are_said(caplog):
+    found = fitted(of_class("poor", 400, 3), real(n_poor=40, n_held_out=4))
+    assert [note for note in found.notes if "4 held-out images are too few" in note]
+    assert "class 'poor'" in caplog.text
+    fresh = of_class("poor", 1000, 4)
+    assert share_failing(found, fresh, MEMORISED) < 0.25
+    assert not fitted(of_class("poor", 400, 3)).notes
+
+
+def test_more_dimensions_than_images_work():
+    features = real(n_poor=5, n_held_out=0)
+    found = fitted(of_class("poor", 200, 3), features, checks=(OUTLIER, MEMORISED))
+    assert np.isfinite(found.max_distance) and share_failing(found, of_class("b", 100, 5) * 5, OUTLIER) > 0.9
+
+
+def test_a_class_whose_images_are_all_the_same_has_a_filter():
+    features = RealFeatures({**real().train, "poor": np.repeat(of_class("poor", 1, 1), 20, 0)}, {})
+    found = fitted(of_class("poor", 200, 3), features, checks=(OUTLIER, LOW_CONFIDENCE, MEMORISED))
+    assert all(np.isfinite([s.outlier, s.confidence, s.similarity]).all() for s in found.scores(of_class("poor", 9, 4)))
+
+
+def test_the_methods_own_confidence_replaces_the_classifier():
+    features = real()
+    space, pool = fit_space(features, 16, 200, 0), of_class("poor", 200, 3)
+    own = Confidences(np.linspace(0.6, 1, 100), True, np.full(200, 0.9))
+    found = fit_filter("poor", features, space, pool, FilterOptions((LOW_CONFIDENCE,)), 0, own).image_filter
+    assert found.min_confidence == 0.5, "no more than an even chance is asked for"
+    low, high = found.scores(pool[:2], np.array([0.4, 0.8]))
+    assert not found.judge(low).accepted and found.judge(high).accepted
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_fewer_than_two_real_images_withhold_the_class(n):
+    features = RealFeatures({**real().train, "poor": of_class("poor", n, 1)}, {})
+    with pytest.raises(InputError, match="'poor' has too few real images"):
+        fitted(of_class("poor", 100, 3), features)
+    space = fit_space(features, 8, 100, 0)
+    found = calibrated(Gates(FilterOptions()), features, space)
+    assert found.withheld and "too few" in found.reason
+
+
+@pytest.mark.parametrize("part", ["train", "held_out", "pool"])
+def test_features_that_are_not_finite_are_refused(part):
+    features, pool = real(), of_class("poor", 100, 3)
+    broken = {"train": features.train["poor"], "held_out": features.held_out["poor"], "pool": pool}[part]
+    space = fit_space(features, 8, 100, 0)
+    broken[3, 2] = np.nan
+    with pytest.raises(InputError, match="not finite"):
+        fit_filter("poor", features, space, pool, FilterOptions(), 0)
+
+
+def test_unknown_checks_are_refused():
+    with pytest.raises(InputError, match="allowed: outlier, low_confidence, memorised, influence"):
+        FilterOptions(("pretty",))
+
+
+def calibrated(gates: Gates, features: RealFeatures, space: filtering.image_filter.Space) -> ClassCalibration:
+    pool = of_class("poor", 300, 3, spread=1.3)
+    return calibrate_class("poor", features, space, pool, gates, confidences=None, floor_draws=3, seed=0)
+
+
+@pytest.fixture(scope="module")
+def features() -> RealFeatures:
+    return real()
+
+
+@pytest.fixture(scope="module")
+def space(features):
+    return fit_space(features, 16, 200, 0)
+
+
+def test_a_calibration_tells_what_the_filter_does_to_the_pool(features, space):
+    found = calibrated(Gates(FilterOptions()), features, space)
+    assert found.pool == 300 == found.accepted + sum(found.rejects.values())
+    assert set(found.rejects) <= set(CHECKS) and not found.withheld
+    assert found.fid.distance < found.fid_before
+    assert found.neighbourhoods.precision >= found.neighbourhoods_before.precision
+    assert json.loads(json.dumps(found.to_json()))["thresholds"]["keep"] == found.thresholds["keep"]
+
+
+@pytest.mark.parametrize(
+    ("gates", "reason"),
+    [
+        (Gates(max_fid=Threshold(1e-6, False)), "FD .* is above 1e-06"),
+        (Gates(max_kid=Threshold(1e-9, False)), "KID .* is above 1e-09"),
+        (Gates(max_fid=Threshold(1e-6, True), max_kid=Threshold(1e-9, True)), "FD .* KID"),
+        (Gates(FilterOptions((LOW_CONFIDENCE,), min_confidence=1.0)), "of 300 candidates passed"),
+        (Gates(max_fid=Threshold(1e6, True), max_kid=Threshold(1e6, True)), ""),
+    ],
+)
+def test_gates_withhold_a_class_and_say_why(features, space, gates, reason):
+    found = calibrated(gates, features, space)
+    assert found.withheld == bool(reason)
+    if reason:
+        assert __import__("re").search(reason, found.reason)
+
+
+def test_a_kid_gate_on_too_few_images_says_so(space, features):
+    few = RealFeatures({**features.train, "poor": features.train["poor"][:5]}, {})
+    with pytest.raises(InputError, match="--max-kid: class 'poor' has too few images"):
+        calibrated(Gates(max_kid=Threshold(3, True)), few, space)
+
+
+def test_filters_are_the_same_after_they_were_stored(features, space, tmp_path):
+    found = fit_filter("poor", features, space, of_class("poor", 300, 3), FilterOptions(), 0).image_filter
+    other = fit_filter("b", features, space, of_class("b", 300, 3), FilterOptions((OUTLIER, MEMORISED)), 0).image_filter
+    path = tmp_path / "filters.safetensors"
+    values = json.loads(json.dumps(save_filters(path, {"poor": found, "b": other})))
+    read, images = load_filters(path, values), of_class("poor", 50, 8)
+    assert list(read) == ["poor", "b"]
+    for name, mine in (("poor", found), ("b", other)):
+        assert read[name].scores(images) == mine.scores(images)
+        assert failed(read[name], images) == failed(mine, images) and read[name].thresholds() == mine.thresholds()
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DamagedError, match="damaged"):
+        load_filters(path, values)
+
+
+def test_a_probe_tells_classes_apart_and_weighs_them_alike():
+    train = {"a": of_class("a", 300, 1), "poor": of_class("poor", 6, 1), "empty": np.zeros((0, D))}
+    probe = fit_probe(train, 0)
+    assert probe.names == ("a", "poor")
+    for name in ("a", "poor"):
+        assert (probe.predict(of_class(name, 200, 5)) == name).mean() > 0.95
+    np.testing.assert_allclose(probe.probabilities(of_class("b", 9, 1)).sum(1), 1)
+    three = fit_probe({**train, "b": of_class("b", 50, 1)}, 0)
+    assert (three.predict(of_class("b", 200, 5)) == "b").mean() > 0.95
+    assert fit_probe({"a": train["a"]}, 0) is None
+
+
+def test_confidence_of_unseen_images_comes_from_probes_without_them():
+    rng = np.random.default_rng(0)
+    noise = {"a": rng.standard_normal((40, 400)), "b": rng.standard_normal((40, 400))}
+    seen = fit_probe(noise, 0).confidence(noise["a"], "a")
+    unseen = held_out_confidence(noise, "a", 0)
+    assert len(unseen) == 40 and seen.mean() > unseen.mean() + 0.15 and 0.3 < unseen.mean() < 0.7
+
+
+def test_the_floor_of_kid_is_what_real_images_have_between_them():
+    sets = [of_class("a", 200, seed) for seed in range(40, 60)]
+    floor = np.mean([metrics.kernel_floor(s, 200, 10, 0) for s in sets[:10]])
+    found = np.mean([abs(metrics.kernel_distance(s, t).value) for s, t in zip(sets[:10], sets[10:], strict=True)])
+    assert floor / 2.5 < found < floor * 2.5
+    assert metrics.kernel_floor(sets[0], 10_000, 10, 0) < metrics.kernel_floor(sets[0], 100, 10, 0)
