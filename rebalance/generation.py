@@ -284,12 +284,12 @@ class Synthesizer:
         return model.method.has_class_head and bool(model.labels[target])
 
     @torch.inference_mode()
-    def confidences_of_real(self, target: str, ids: Sequence[int]) -> np.ndarray:
-        """Return the probability of a target (n,) of its real images, by the model's class head."""
+    def confidences_of(self, target: str, pixels: np.ndarray) -> np.ndarray:
+        """Return the probability of a target (n,) of any images (n, H, W, C) uint8, by the model's class head."""
         model, found = self.run.model_of(target), []
-        for first in range(0, len(ids), self.batch):
-            chosen = [self.load(image_id) for image_id in ids[first : first + self.batch]]
-            stacked = np.stack([*chosen, *[chosen[-1]] * (self.batch - len(chosen))])
+        for first in range(0, len(pixels), self.batch):
+            chosen = pixels[first : first + self.batch]
+            stacked = np.concatenate([chosen, chosen[-1:].repeat(self.batch - len(chosen), 0)])
             found += self._confidences(model, [target] * len(chosen), stacked)
         return np.array(found)
 

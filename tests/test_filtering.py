@@ -1,6 +1,7 @@
 """The filter of single images and the gates of classes, on features whose truth is known."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from rebalance.filtering import (
     MEMORISED,
     OUTLIER,
     ClassCalibration,
+    Evidence,
     FilterOptions,
     Gates,
     ImageFilter,
@@ -24,7 +26,7 @@ from rebalance.filtering import (
     fit_filter,
     fit_space,
 )
-from rebalance.filtering.image_filter import Confidences
+from rebalance.filtering.image_filter import near_copies, texture
 from rebalance.filtering.store import load_filters, save_filters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,11 +49,11 @@ def real(n_poor: int = 150, n_held_out: int = 60) -> RealFeatures:
 def fitted(pool: np.ndarray, features: RealFeatures | None = None, **options: object) -> ImageFilter:
     features = features or real()
     space = fit_space(features, 16, 200, 0)
-    return fit_filter("poor", features, space, pool, FilterOptions(**options), 0).image_filter
+    return fit_filter("poor", features, space, Evidence(pool), FilterOptions(**options), 0).image_filter
 
 
 def failed(found: ImageFilter, features: np.ndarray) -> list[tuple[str, ...]]:
-    return [found.judge(scores).reasons for scores in found.scores(features)]
+    return [found.judge(scores).reasons for scores in found.scores(Evidence(features))]
 
 
 def share_failing(found: ImageFilter, features: np.ndarray, check: str) -> float:
@@ -89,6 +91,38 @@ def test_near_copies_of_train_images_are_memorised():
     assert share_failing(found, features.train["poor"] + noise, MEMORISED) > 0.99
 
 
+def test_copies_that_were_moved_or_flipped_are_memorised():
+    features = real()
+    other = {"poor": of_class("poor", 150, 77)[None]}
+    found = fitted(of_class("poor", 400, 3), replace(features, copies=other))
+    assert share_failing(found, other["poor"][0], MEMORISED) == 1
+    assert share_failing(found, of_class("poor", 500, 4), MEMORISED) < 0.06
+    few = RealFeatures({**features.train, "poor": of_class("poor", 40, 1)}, {}, {"poor": of_class("poor", 40, 1)[None]})
+    assert fitted(of_class("poor", 400, 3), few).max_similarity < 0.99, "an image's own copies are no neighbours"
+
+
+def test_near_copies_are_what_they_are_called():
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 1), np.uint8)
+    copies = near_copies(pixels)
+    assert all(copy.shape == pixels.shape and copy.dtype == np.uint8 for copy in copies)
+    assert np.array_equal(copies[0][:, :, ::-1], pixels) and np.array_equal(copies[1][:, 1:], pixels[:, :-1])
+    assert 0 < np.abs(copies[-1].astype(int) - pixels).mean() < 40
+
+
+def test_noise_is_rough_and_blur_is_smooth():
+    rng = np.random.default_rng(0)
+    smooth = np.linspace(0, 255, 16)[None, :, None, None] * np.ones((20, 1, 16, 3))
+    own = smooth + rng.normal(0, 8, smooth.shape)
+    features = replace(real(), texture={"poor": texture(own.clip(0, 255).astype(np.uint8))})
+    pool = of_class("poor", 200, 3)
+    space = fit_space(features, 16, 200, 0)
+    found = fit_filter("poor", features, space, Evidence(pool), FilterOptions((OUTLIER,)), 0).image_filter
+    for noise, rejected in ((8, False), (60, True), (0, True)):
+        images = (smooth + rng.normal(0, noise, smooth.shape)).clip(0, 255).astype(np.uint8)
+        scores = found.scores(Evidence(of_class("poor", 20, 8) * 0 + features.train["poor"].mean(0), texture(images)))
+        assert np.mean([not found.judge(s).accepted for s in scores]) == pytest.approx(float(rejected), abs=0.06)
+
+
 def test_influence_brings_a_shifted_set_nearer_than_chance_does():
     def shifted(seed: int) -> np.ndarray:
         half = of_class("poor", 300, seed)
@@ -124,7 +158,7 @@ def test_limits_that_are_given_replace_the_calibrated_ones(options, check, least
 def test_only_the_checks_that_are_asked_are_scored():
     for check in CHECKS:
         found = fitted(of_class("poor", 200, 3), checks=(check,))
-        (scores,) = found.scores(of_class("poor", 1, 5))
+        (scores,) = found.scores(Evidence(of_class("poor", 1, 5)))
         measured = {name for name, value in vars(scores).items() if value != -1}
         assert measured == {
             {OUTLIER: "outlier", LOW_CONFIDENCE: "confidence", MEMORISED: "similarity"}.get(check, check)
@@ -133,17 +167,17 @@ def test_only_the_checks_that_are_asked_are_scored():
 
 def test_the_first_failed_check_is_the_reason_and_all_are_told():
     found = fitted(of_class("poor", 400, 3))
-    (verdict,) = [found.judge(scores) for scores in found.scores(of_class("b", 1, 5) * 9)]
+    (verdict,) = [found.judge(scores) for scores in found.scores(Evidence(of_class("b", 1, 5) * 9))]
     assert verdict.reason == OUTLIER and verdict.reasons[:2] == (OUTLIER, LOW_CONFIDENCE) and not verdict.accepted
 
 
 def test_a_score_depends_on_its_image_alone():
     found, images = fitted(of_class("poor", 400, 3)), of_class("poor", 40, 5)
-    together = [tuple(vars(scores).values()) for scores in found.scores(images)]
+    together = [tuple(vars(scores).values()) for scores in found.scores(Evidence(images))]
     # But for the rounding of sums that a library orders by their number.
-    alone = [tuple(vars(scores).values()) for image in images for scores in found.scores(image[None])]
+    alone = [tuple(vars(scores).values()) for image in images for scores in found.scores(Evidence(image[None]))]
     np.testing.assert_allclose(alone, together, atol=2e-6)
-    backwards = [tuple(vars(scores).values()) for scores in found.scores(images[::-1])]
+    backwards = [tuple(vars(scores).values()) for scores in found.scores(Evidence(images[::-1]))]
     np.testing.assert_allclose(backwards, together[::-1], atol=2e-6)
 
 
@@ -165,17 +199,24 @@ def test_more_dimensions_than_images_work():
 def test_a_class_whose_images_are_all_the_same_has_a_filter():
     features = RealFeatures({**real().train, "poor": np.repeat(of_class("poor", 1, 1), 20, 0)}, {})
     found = fitted(of_class("poor", 200, 3), features, checks=(OUTLIER, LOW_CONFIDENCE, MEMORISED))
-    assert all(np.isfinite([s.outlier, s.confidence, s.similarity]).all() for s in found.scores(of_class("poor", 9, 4)))
+    assert all(
+        np.isfinite([s.outlier, s.confidence, s.similarity]).all()
+        for s in found.scores(Evidence(of_class("poor", 9, 4)))
+    )
 
 
-def test_the_methods_own_confidence_replaces_the_classifier():
+def test_the_methods_own_confidence_joins_the_classifier():
     features = real()
     space, pool = fit_space(features, 16, 200, 0), of_class("poor", 200, 3)
-    own = Confidences(np.linspace(0.6, 1, 100), True, np.full(200, 0.9))
-    found = fit_filter("poor", features, space, pool, FilterOptions((LOW_CONFIDENCE,)), 0, own).image_filter
+    features = replace(features, confidence={"poor": np.linspace(0.6, 1, 60)})
+    options, own = FilterOptions((LOW_CONFIDENCE,)), np.full(200, 0.9)
+    found = fit_filter("poor", features, space, Evidence(pool, confidence=own), options, 0).image_filter
     assert found.min_confidence == 0.5, "no more than an even chance is asked for"
-    low, high = found.scores(pool[:2], np.array([0.4, 0.8]))
+    low, high = found.scores(Evidence(pool[:2], confidence=np.array([0.1, 0.8])))
+    assert low.confidence == pytest.approx(np.sqrt(0.1 * space.probe.confidence(pool[:1], "poor")[0]), abs=1e-6)
     assert not found.judge(low).accepted and found.judge(high).accepted
+    foreign = Evidence(of_class("b", 50, 3), confidence=np.full(50, 0.99))
+    assert not any(found.judge(scores).accepted for scores in found.scores(foreign)), "the classifier has its say"
 
 
 @pytest.mark.parametrize("n", [0, 1])
@@ -195,7 +236,7 @@ def test_features_that_are_not_finite_are_refused(part):
     space = fit_space(features, 8, 100, 0)
     broken[3, 2] = np.nan
     with pytest.raises(InputError, match="not finite"):
-        fit_filter("poor", features, space, pool, FilterOptions(), 0)
+        fit_filter("poor", features, space, Evidence(pool), FilterOptions(), 0)
 
 
 def test_unknown_checks_are_refused():
@@ -204,8 +245,8 @@ def test_unknown_checks_are_refused():
 
 
 def calibrated(gates: Gates, features: RealFeatures, space: filtering.image_filter.Space) -> ClassCalibration:
-    pool = of_class("poor", 300, 3, spread=1.3)
-    return calibrate_class("poor", features, space, pool, gates, confidences=None, floor_draws=3, seed=0)
+    pool = Evidence(of_class("poor", 300, 3, spread=1.3))
+    return calibrate_class("poor", features, space, pool, gates, floor_draws=3, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -251,14 +292,16 @@ def test_a_kid_gate_on_too_few_images_says_so(space, features):
 
 
 def test_filters_are_the_same_after_they_were_stored(features, space, tmp_path):
-    found = fit_filter("poor", features, space, of_class("poor", 300, 3), FilterOptions(), 0).image_filter
-    other = fit_filter("b", features, space, of_class("b", 300, 3), FilterOptions((OUTLIER, MEMORISED)), 0).image_filter
+    found = fit_filter("poor", features, space, Evidence(of_class("poor", 300, 3)), FilterOptions(), 0).image_filter
+    other = fit_filter(
+        "b", features, space, Evidence(of_class("b", 300, 3)), FilterOptions((OUTLIER, MEMORISED)), 0
+    ).image_filter
     path = tmp_path / "filters.safetensors"
     values = json.loads(json.dumps(save_filters(path, {"poor": found, "b": other})))
     read, images = load_filters(path, values), of_class("poor", 50, 8)
     assert list(read) == ["poor", "b"]
     for name, mine in (("poor", found), ("b", other)):
-        assert read[name].scores(images) == mine.scores(images)
+        assert read[name].scores(Evidence(images)) == mine.scores(Evidence(images))
         assert failed(read[name], images) == failed(mine, images) and read[name].thresholds() == mine.thresholds()
     data = bytearray(path.read_bytes())
     data[-3] ^= 1

@@ -243,9 +243,14 @@ def test_confidence_that_few_have_is_a_shortfall_with_its_reason(run, tmp_path):
 
 
 def test_confidence_is_kept_with_the_sample_and_respected(run, tmp_path):
-    shards.generate(run, tmp_path / "out", min_confidence=0.2)
-    scores = [json.loads(sample["json"])["scores"]["confidence"] for sample in samples(tmp_path / "out")]
-    assert scores and min(scores) >= 0.2 and max(scores) <= 1
+    def confidences(out: Path) -> list[float]:
+        return [json.loads(sample["json"])["scores"]["confidence"] for sample in samples(out)]
+
+    shards.generate(run, tmp_path / "all", min_confidence=0.0)
+    limit = float(np.median(confidences(tmp_path / "all")))
+    shards.generate(run, tmp_path / "out", min_confidence=limit)
+    scores = confidences(tmp_path / "out")
+    assert scores and min(scores) >= limit and max(scores) <= 1
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@
 passes against the real images of its class, `calibration` does both for a run, `store` keeps the result.
 """
 
-from rebalance.filtering.calibration import calibrate
+from rebalance.filtering.calibration import calibrate, evidence_of
 from rebalance.filtering.class_gate import ClassCalibration, calibrate_class, filters_of
 from rebalance.filtering.gates import Gates, Threshold
 from rebalance.filtering.image_filter import (
@@ -13,6 +13,7 @@ from rebalance.filtering.image_filter import (
     LOW_CONFIDENCE,
     MEMORISED,
     OUTLIER,
+    Evidence,
     FilterOptions,
     ImageFilter,
     RealFeatures,
@@ -29,6 +30,7 @@ __all__ = [
     "MEMORISED",
     "OUTLIER",
     "ClassCalibration",
+    "Evidence",
     "FilterOptions",
     "Gates",
     "ImageFilter",
@@ -38,6 +40,7 @@ __all__ = [
     "Verdict",
     "calibrate",
     "calibrate_class",
+    "evidence_of",
     "filters_of",
     "fit_filter",
     "fit_space",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +16,14 @@ from rebalance.errors import DamagedError
 from rebalance.features import FeatureExtractor
 from rebalance.filtering.class_gate import ClassCalibration, calibrate_class, filters_of
 from rebalance.filtering.gates import Gates
-from rebalance.filtering.image_filter import LEAST_HELD_OUT, LOW_CONFIDENCE, Confidences, RealFeatures, fit_space
+from rebalance.filtering.image_filter import (
+    MEMORISED,
+    Evidence,
+    RealFeatures,
+    fit_space,
+    near_copies,
+    texture,
+)
 from rebalance.filtering.store import load_filters, save_filters
 from rebalance.generation import LoadedRun, Made, Slot, Synthesizer, batches_by_model, candidate_stream
 from rebalance.planning import real_features
@@ -60,18 +67,17 @@ def calibrate(
     stored = _stored(path)
     if stored is not None:
         return stored
-    real = _real(run, extractor, targets)
+    real = real_evidence(run, synthesizer, gates, extractor, targets)
     space = fit_space(real, options.dimensions, run.recipe.plan.feature_images, seed)
     found = {}
     for target in targets:
-        pool = list(_candidate_pool(run, synthesizer, target, f"calibration/{key}"))
+        pool = evidence_of(list(_candidate_pool(run, synthesizer, target, f"calibration/{key}")), synthesizer)
         found[target] = calibrate_class(
             target,
             real,
             space,
-            np.stack([made.features for made in pool]),
+            pool,
             gates,
-            confidences=_confidences(run, synthesizer, gates, target, pool),
             floor_draws=options.floor_draws,
             seed=seed,
         )
@@ -107,33 +113,41 @@ def _stored(path: Path) -> dict[str, ClassCalibration] | None:
     }
 
 
-def _real(run: LoadedRun, extractor: FeatureExtractor, targets: tuple[str, ...]) -> RealFeatures:
-    """Extract features of the real images: all of the targets', enough of the other classes to tell them apart."""
-    names = [name for name in run.index.classes if len(run.index.rows("train", name))]
+def evidence_of(batch: Sequence[Made], synthesizer: Synthesizer) -> Evidence:
+    """Return what is known of made images of one class."""
+    known = synthesizer.knows(batch[0].candidate.slot.class_name)
+    return Evidence(
+        features=np.stack([made.features for made in batch]),
+        texture=texture(np.stack([made.pixels for made in batch])),
+        confidence=np.array([made.confidence for made in batch]) if known else None,
+    )
+
+
+def real_evidence(
+    run: LoadedRun, synthesizer: Synthesizer, gates: Gates, extractor: FeatureExtractor, targets: tuple[str, ...]
+) -> RealFeatures:
+    """Look at the real images: all of the targets', enough of the other classes to tell them apart."""
+    index, options = run.index, run.recipe.data
+    names = [name for name in index.classes if len(index.rows("train", name))]
     most, train = most_of_a_class(len(names)), {}
     for label, name in enumerate(names):
-        rows = run.index.rows("train", name)
+        rows = index.rows("train", name)
         if name not in targets:
             rows = np.sort(np.random.default_rng((run.recipe.seed, label)).permutation(rows)[:most])
-        train[name] = real_features(run.index, rows, run.recipe.data, extractor)
-    held_out = {
-        name: real_features(run.index, run.index.rows("val", name), run.recipe.data, extractor) for name in targets
-    }
-    return RealFeatures(train, held_out)
-
-
-def _confidences(
-    run: LoadedRun, synthesizer: Synthesizer, gates: Gates, target: str, pool: list[Made]
-) -> Confidences | None:
-    """Ask the method how sure it is of real images and of the pool; None when it cannot tell, or nobody asks."""
-    if LOW_CONFIDENCE not in gates.images.checks or not synthesizer.knows(target):
-        return None
-    held_out = run.index.rows("val", target)
-    unseen = len(held_out) >= LEAST_HELD_OUT
-    rows = held_out if unseen else run.index.rows("train", target)
-    return Confidences(
-        synthesizer.confidences_of_real(target, rows.tolist()), unseen, np.array([made.confidence for made in pool])
-    )
+        train[name] = real_features(index, rows, options, extractor)
+    held_out = {name: real_features(index, index.rows("val", name), options, extractor) for name in targets}
+    if not gates.images.checks:
+        return RealFeatures(train, held_out)
+    copies, textures, confidence = {}, {}, {}
+    for name in targets:
+        pixels = np.stack([synthesizer.load(row) for row in index.rows("train", name).tolist()])
+        textures[name] = texture(pixels)
+        if MEMORISED in gates.images.checks:
+            copies[name] = np.stack([extractor.extract_all(copy) for copy in near_copies(pixels)])
+        unseen = index.rows("val", name).tolist()
+        if synthesizer.knows(name) and unseen:
+            confidence[name] = synthesizer.confidences_of(name, np.stack([synthesizer.load(row) for row in unseen]))
+    return RealFeatures(train, held_out, copies, textures, confidence)
 
 
 def _candidate_pool(run: LoadedRun, synthesizer: Synthesizer, target: str, key: str) -> Iterator[Made]:

@@ -12,7 +12,7 @@ import numpy as np
 from rebalance import frechet, metrics
 from rebalance.errors import InputError
 from rebalance.filtering.gates import Gates
-from rebalance.filtering.image_filter import Confidences, ImageFilter, RealFeatures, Space, fit_filter
+from rebalance.filtering.image_filter import Evidence, ImageFilter, RealFeatures, Space, fit_filter
 
 _KID_SPLITS = 20
 
@@ -78,10 +78,9 @@ def calibrate_class(
     class_name: str,
     real: RealFeatures,
     space: Space,
-    pool: np.ndarray,
+    pool: Evidence,
     gates: Gates,
     *,
-    confidences: Confidences | None,
     floor_draws: int,
     seed: int,
 ) -> ClassCalibration:
@@ -91,28 +90,28 @@ def calibrate_class(
         class_name: the class.
         real: real features.
         space: of `fit_space` on the same.
-        pool: (p, D) features of candidates.
+        pool: p candidates.
         gates: what is asked.
-        confidences: the method's own, where it can tell the class; None: the space's classifier is asked.
         floor_draws: pairs of Gaussian sets behind the floor of FD.
         seed: seed of all draws.
     """
-    result = ClassCalibration(class_name, len(pool))
+    n_pool = len(pool.features)
+    result = ClassCalibration(class_name, n_pool)
     train = real.train[class_name]
     if len(train) < 2:
         return replace(result, withheld=True, reason=f"{len(train)} real train images are too few to compare with")
-    accepted = np.ones(len(pool), bool)
+    accepted = np.ones(n_pool, bool)
     if gates.images.checks:
-        found = fit_filter(class_name, real, space, pool, gates.images, seed, confidences)
+        found = fit_filter(class_name, real, space, pool, gates.images, seed)
         accepted = np.array([verdict.accepted for verdict in found.pool], bool)
         rejects = Counter(verdict.reason for verdict in found.pool if not verdict.accepted)
         thresholds = found.image_filter.thresholds()
         result = replace(result, image_filter=found.image_filter, rejects=dict(rejects), thresholds=thresholds)
     result = replace(result, accepted=int(accepted.sum()))
     if result.accepted < 2:
-        reason = f"{result.accepted} of {len(pool)} candidates passed the image filter"
+        reason = f"{result.accepted} of {n_pool} candidates passed the image filter"
         return replace(result, withheld=True, reason=reason)
-    return _held_against(result, train, space, pool, accepted, gates, floor_draws, seed)
+    return _held_against(result, train, space, pool.features, accepted, gates, floor_draws, seed)
 
 
 def _held_against(

@@ -2,9 +2,12 @@
 
 An image has no FID, but it has an *influence* on one, and there is other evidence. In the order of asking:
 
-    outlier         its Mahalanobis distance is beyond that of 99% of the real images, each seen from all the others
-    low_confidence  its class is less sure than that of 95% of the class's real images, to the method or a classifier
-    memorised       it is more similar to a train image than 99% of the held-out real images are
+    outlier         its Mahalanobis distance is beyond that of 99% of the real images, each seen from all the others, or
+                    it is rougher or smoother than they are, which deep features hardly see
+    low_confidence  its class is less sure than that of 95% of the class's real images, to the method (where it can
+                    tell) and a classifier of real images together
+    memorised       it is more similar to a train image, or to that moved, flipped or compressed, than 99% of the
+                    held-out real images are
     influence       keeping it takes the set's Fréchet distance up by more than the threshold allows
 
 The threshold on influence is the one with which the pool's kept images come nearest to held-out real ones, compared
@@ -13,6 +16,7 @@ with as many images kept at random, as long as they cover no less of the real im
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,9 +24,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from sklearn.covariance import ledoit_wolf
 
-from rebalance import frechet, metrics
+from rebalance import frechet, images, metrics
 from rebalance.class_probe import ClassProbe, fit_probe, held_out_confidence
 from rebalance.config import CHECKS
 from rebalance.errors import InputError
@@ -77,30 +82,51 @@ class FilterOptions:
 
 @dataclass(frozen=True)
 class RealFeatures:
-    """Features of the real images that filters are fitted to.
+    """What is known of the real images that filters are fitted to, by class; what is not there is not asked.
 
     Attributes:
-        train: (n, D) of every class that takes part.
-        held_out: (n, D) of their val images, which no fit has seen.
+        train: (n, D) features of every class that takes part.
+        held_out: (m, D) of their val images, which no fit has seen.
+        copies: (c, n, D) features of c near copies of each train image, see `near_copies`.
+        texture: (n,) of train images, see `texture`.
+        confidence: (m,) of held-out images, the method's own.
     """
 
     train: Mapping[str, np.ndarray]
     held_out: Mapping[str, np.ndarray]
+    copies: Mapping[str, np.ndarray] = field(default_factory=dict)
+    texture: Mapping[str, np.ndarray] = field(default_factory=dict)
+    confidence: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Confidences:
-    """How sure the method itself is of a class, where it can tell.
+class Evidence:
+    """What is known of candidates before they are judged.
 
     Attributes:
-        of_real: (n,) of real images, held out where there are enough.
-        unseen: whether those took no part in fitting.
-        of_pool: (p,) of the pool's candidates.
+        features: (n, D).
+        texture: (n,); None is not asked.
+        confidence: (n,) probability of their class by the method itself; None where it cannot tell.
     """
 
-    of_real: np.ndarray
-    unseen: bool
-    of_pool: np.ndarray
+    features: np.ndarray
+    texture: np.ndarray | None = None
+    confidence: np.ndarray | None = None
+
+
+def texture(pixels: np.ndarray) -> np.ndarray:
+    """Return the roughness (n,) of images (n, H, W, C) uint8: log of 1 + the mean absolute Laplacian of their gray."""
+    gray = pixels.mean(3, dtype=np.float32)
+    inner = gray[:, 1:-1, 1:-1]
+    around = gray[:, :-2, 1:-1] + gray[:, 2:, 1:-1] + gray[:, 1:-1, :-2] + gray[:, 1:-1, 2:]
+    return np.log1p(np.abs(4 * inner - around).mean((1, 2)))
+
+
+def near_copies(pixels: np.ndarray) -> list[np.ndarray]:
+    """Return what counts as copies of images (n, H, W, C) uint8: flipped, moved by a pixel four ways, compressed."""
+    moved = [np.roll(pixels, step, axis) for axis in (1, 2) for step in (1, -1)]
+    compressed = [np.asarray(Image.open(io.BytesIO(images.encode(image, "jpg", 75)))) for image in pixels]
+    return [pixels[:, :, ::-1], *moved, np.stack(compressed).reshape(pixels.shape)]
 
 
 @dataclass(frozen=True)
@@ -163,9 +189,9 @@ class ImageFilter:
         mean: (d,) mean of the real train images, whitened.
         precision: (d, d) inverse of their shrunk covariance, whitened.
         max_distance: largest Mahalanobis distance.
+        texture: mean of the real images' texture, and how far from it an image may be; empty: not asked.
         min_confidence: least confidence.
-        own_confidence: whether the method's own confidence is asked, not the space's classifier.
-        train: (n, D) float32, normalised features of the real train images.
+        train: (n, D) float32, normalised features of the real train images and their near copies.
         max_similarity: largest cosine to one of them.
         influence: of single images on the Fréchet distance.
         max_influence: largest influence allowed.
@@ -179,8 +205,8 @@ class ImageFilter:
     mean: np.ndarray
     precision: np.ndarray
     max_distance: float
+    texture: tuple[float, ...]
     min_confidence: float
-    own_confidence: bool
     train: np.ndarray
     max_similarity: float
     influence: frechet.Influence
@@ -188,22 +214,19 @@ class ImageFilter:
     pool: np.ndarray
     notes: tuple[str, ...] = ()
 
-    def scores(self, features: np.ndarray, confidences: np.ndarray | None = None) -> list[Scores]:
-        """Score images, each by itself.
-
-        Args:
-            features: (n, D).
-            confidences: (n,) the method's own, where the filter was fitted with them.
-        """
+    def scores(self, evidence: Evidence) -> list[Scores]:
+        """Score images, each by itself."""
+        features = evidence.features
         small = self.space.projection.apply(features)
         columns: dict[str, np.ndarray] = {}
         if OUTLIER in self.checks:
             columns["outlier"] = _mahalanobis(small @ self.space.whitening - self.mean, self.precision)
             columns["outlier"] /= self.max_distance
-        if LOW_CONFIDENCE in self.checks and self.own_confidence:
-            columns["confidence"] = np.asarray(confidences)
-        elif LOW_CONFIDENCE in self.checks and self.space.probe:
-            columns["confidence"] = self.space.probe.confidence(features, self.class_name)
+            if self.texture and evidence.texture is not None:
+                mean, most = self.texture
+                columns["outlier"] = np.maximum(columns["outlier"], np.abs(evidence.texture - mean) / most)
+        if LOW_CONFIDENCE in self.checks:
+            columns["confidence"] = _confidence(self.space, self.class_name, features, evidence.confidence)
         if MEMORISED in self.checks:
             columns["similarity"] = (_normalised(features, self.space.projection) @ self.train.T).max(1)
         if INFLUENCE in self.checks:
@@ -272,13 +295,7 @@ def fit_space(real: RealFeatures, dimensions: int, per_class: int, seed: int) ->
 
 
 def fit_filter(
-    class_name: str,
-    real: RealFeatures,
-    space: Space,
-    pool: np.ndarray,
-    options: FilterOptions,
-    seed: int,
-    confidences: Confidences | None = None,
+    class_name: str, real: RealFeatures, space: Space, pool: Evidence, options: FilterOptions, seed: int
 ) -> FittedFilter:
     """Calibrate the checks of a class.
 
@@ -286,23 +303,22 @@ def fit_filter(
         class_name: the class.
         real: real features; at least 2 train images of the class.
         space: of `fit_space` on the same.
-        pool: (p, D) features of candidates.
+        pool: p candidates.
         options: checks and limits.
         seed: seed of all draws.
-        confidences: the method's own, where it can tell the class.
 
     Raises:
         InputError: too few real images or candidates, or values that are not finite.
     """
-    train, held_out = real.train[class_name], real.held_out.get(class_name, np.zeros((0, pool.shape[1])))
+    train, held_out = real.train[class_name], real.held_out.get(class_name, np.zeros((0, pool.features.shape[1])))
     if len(train) < 2:
         raise InputError(
             f"class {class_name!r} has too few real images for a filter", value=len(train), allowed="2 or more"
         )
-    for features in (train, held_out, pool):
+    for features in (train, held_out, pool.features):
         if not np.isfinite(features).all():
             raise InputError(f"features of class {class_name!r} contain values that are not finite")
-    fitting = _Fitting(class_name, real.train, train, held_out, space, options, seed, confidences)
+    fitting = _Fitting(class_name, real, train, held_out, space, options, seed)
     mean, precision, max_distance = fitting.distance()
     without_influence = ImageFilter(
         class_name=class_name,
@@ -311,15 +327,15 @@ def fit_filter(
         mean=mean,
         precision=precision,
         max_distance=max_distance,
-        min_confidence=fitting.min_confidence(),
-        own_confidence=confidences is not None,
-        train=_normalised(train, space.projection),
+        texture=fitting.texture(),
+        min_confidence=fitting.min_confidence(pool.confidence is not None),
+        train=fitting.bank(),
         max_similarity=fitting.max_similarity(),
         influence=frechet.Influence(np.zeros_like(precision), np.zeros_like(mean), 0.0),
         max_influence=0.0,
         pool=np.zeros(0),
     )
-    return fitting.with_influence(without_influence, pool, confidences.of_pool if confidences else None)
+    return fitting.with_influence(without_influence, pool)
 
 
 @dataclass(frozen=True)
@@ -327,13 +343,12 @@ class _Fitting:
     """The calibration of one class, check by check."""
 
     class_name: str
-    all_train: Mapping[str, np.ndarray]
+    real: RealFeatures
     train: np.ndarray
     held_out: np.ndarray
     space: Space
     options: FilterOptions
     seed: int
-    confidences: Confidences | None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -354,20 +369,37 @@ class _Fitting:
         left_out = (n / (n - 1)) ** 2 * own / (1 - taken * own).clip(min=1e-6)
         return mean, precision, float(np.sqrt(np.quantile(left_out, _KEPT_OF_REAL)))
 
-    def min_confidence(self) -> float:
-        """The least confidence: given, or what 95% of real images reach by classifiers that have not seen them."""
+    def texture(self) -> tuple[float, ...]:
+        """Mean and largest deviation of the real images' texture: what 99% keep, seen from the others, or 3 sigma."""
+        of_train = self.real.texture.get(self.class_name)
+        if of_train is None:
+            return ()
+        n, mean = len(of_train), float(of_train.mean())
+        deviation = np.abs(of_train - mean) * n / (n - 1)
+        return mean, float(max(np.quantile(deviation, _KEPT_OF_REAL), 3 * of_train.std(ddof=1), 1e-3))
+
+    def bank(self) -> np.ndarray:
+        """What a memorised image is similar to: train images, then their near copies, block by block."""
+        copies = self.real.copies.get(self.class_name)
+        every = self.train if copies is None else np.concatenate([self.train, *copies])
+        return _normalised(every, self.space.projection)
+
+    def min_confidence(self, own: bool) -> float:
+        """The least confidence: given, or what 95% of real images reach by classifiers that have not seen them.
+
+        Args:
+            own: whether the method's own confidence is asked too; of train images, which it has seen, it counts as 1.
+        """
         if self.options.min_confidence is not None:
             return self.options.min_confidence
-        if LOW_CONFIDENCE not in self.options.checks or not (self.space.probe or self.confidences):
+        if LOW_CONFIDENCE not in self.options.checks or self.space.probe is None:
             return 0.0
-        if self.confidences:
-            unseen = self.confidences.of_real
-            if not self.confidences.unseen:
-                self._note("too few held-out images: confidence is judged by train images, which the method has seen")
-        elif self._has_held_out:
-            unseen = self.space.probe.confidence(self.held_out, self.class_name)
+        if self._has_held_out:
+            of_method = self.real.confidence.get(self.class_name) if own else None
+            unseen = _confidence(self.space, self.class_name, self.held_out, of_method)
         else:
-            unseen = held_out_confidence(self.all_train, self.class_name, self.seed)
+            unseen = held_out_confidence(self.real.train, self.class_name, self.seed)
+            unseen = np.sqrt(unseen) if own else unseen
         return min(float(np.quantile(unseen, 1 - _CONFIDENT_OF_REAL)), _MOST_CONFIDENCE)
 
     def max_similarity(self) -> float:
@@ -376,30 +408,30 @@ class _Fitting:
             return self.options.max_similarity
         if MEMORISED not in self.options.checks:
             return 1.0
-        train = _normalised(self.train, self.space.projection)
+        bank, n = self.bank(), len(self.train)
         if self._has_held_out:
-            nearest = (_normalised(self.held_out, self.space.projection) @ train.T).max(1)
+            nearest = (_normalised(self.held_out, self.space.projection) @ bank.T).max(1)
         else:
             self._note(f"{len(self.held_out)} held-out images are too few: memorised is judged by train images")
-            similarities = train @ train.T
-            np.fill_diagonal(similarities, -1)
-            nearest = similarities.max(1)
+            similarities = (bank[:n] @ bank.T).reshape(n, -1, n)
+            similarities[np.arange(n), :, np.arange(n)] = -1
+            nearest = similarities.max((1, 2))
         nearest = nearest[nearest < _SAME_IMAGE]
         return float(np.quantile(nearest, _KEPT_OF_REAL)) if len(nearest) else _SAME_IMAGE
 
-    def with_influence(self, found: ImageFilter, pool: np.ndarray, confidences: np.ndarray | None) -> FittedFilter:
+    def with_influence(self, found: ImageFilter, pool: Evidence) -> FittedFilter:
         """Add the influence on the distance of the pool's images that pass the other checks."""
         others = replace(found, checks=tuple(check for check in found.checks if check != INFLUENCE))
-        verdicts = [others.judge(scores) for scores in others.scores(pool, confidences)]
+        verdicts = [others.judge(scores) for scores in others.scores(pool)]
         passed = np.array([verdict.accepted for verdict in verdicts], bool)
         if INFLUENCE not in found.checks:
             return FittedFilter(replace(others, notes=tuple(self.notes)), tuple(verdicts))
         if passed.sum() < 2 * LEAST_HELD_OUT:
-            self._note(f"{passed.sum()} of {len(pool)} candidates passed the other checks: influence is not asked")
+            self._note(f"{passed.sum()} of {len(passed)} candidates passed the other checks: influence is not asked")
             return FittedFilter(replace(others, notes=tuple(self.notes)), tuple(verdicts))
-        small = self.space.projection.apply(pool[passed])
+        small = self.space.projection.apply(pool.features[passed])
         values = self._unseen_influence(small)
-        most = float(np.quantile(values, self.options.keep or self._best_share(pool[passed], small, values)))
+        most = float(np.quantile(values, self.options.keep or self._best_share(pool.features[passed], small, values)))
         for position, value in zip(np.flatnonzero(passed), values, strict=True):
             verdicts[position] = Verdict((INFLUENCE,) if value > most else ())
         influence = frechet.influence(self._moments(self.train), frechet.moments(small))
@@ -449,6 +481,12 @@ class _Fitting:
     def _note(self, text: str) -> None:
         self.notes.append(text)
         logger.warning("class %r: %s", self.class_name, text)
+
+
+def _confidence(space: Space, name: str, features: np.ndarray, own: np.ndarray | None) -> np.ndarray:
+    """The classifier's confidence, or its geometric mean with the method's own: each has blind spots of its own."""
+    of_probe = space.probe.confidence(features, name) if space.probe else np.ones(len(features))
+    return of_probe if own is None else np.sqrt(of_probe * own)
 
 
 def _coverage(real: np.ndarray, synthetic: np.ndarray) -> float:

@@ -16,7 +16,7 @@ from rebalance.errors import DamagedError
 from rebalance.filtering.image_filter import ImageFilter, Space
 
 _ARRAYS = ("mean", "precision", "train", "pool")
-_NUMBERS = ("checks", "max_distance", "min_confidence", "max_similarity", "max_influence", "own_confidence", "notes")
+_NUMBERS = ("checks", "max_distance", "texture", "min_confidence", "max_similarity", "max_influence", "notes")
 
 
 def save_filters(path: Path, filters: Mapping[str, ImageFilter]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import webdataset
 
 from rebalance import files, images
 from rebalance.features import FeatureExtractor
-from rebalance.filtering import ImageFilter, Scores, Verdict
+from rebalance.filtering import ImageFilter, Scores, Verdict, evidence_of
 from rebalance.generation import (
     Candidate,
     LoadedRun,
@@ -184,8 +184,7 @@ class ShardMaker:
             if found is None:
                 yield from ((made, Scores(), Verdict()) for made in members)
                 continue
-            confidences = np.array([made.confidence for made in members])
-            scored = found.scores(np.stack([made.features for made in members]), confidences)
+            scored = found.scores(evidence_of(members, self.synthesizer))
             yield from ((made, scores, found.judge(scores)) for made, scores in zip(members, scored, strict=True))
 
     def _sample(self, made: Made, scores: Scores) -> Sample:

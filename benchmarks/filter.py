@@ -1,0 +1,319 @@
+"""What the filter's scores are worth, against other ways to choose among a translator's images.
+
+    python benchmarks/filter.py --run RUN --classifier FILE
+    python benchmarks/filter.py --run RUN --classifier FILE --planted
+    python benchmarks/filter.py --report
+
+RUN is a run of `benchmarks/translator.py` on the long tail of Fashion-MNIST, and FILE the classifier of all real images
+that it has trained. For each poor class and seed, the filter is calibrated on a pool of 512 candidates; then 25, 50 and
+75% of 1,500 others are kept, as many for each way of choosing, and compared with the real *test* images:
+
+    random          by chance
+    discriminator   by D_adv's score for the class
+    confidence      by the confidence that the filter asks for
+    realism         k-NN realism against the train images (Kynkäänniemi et al., 2019, section 3.2)
+    influence       by influence on the Fréchet distance alone
+    default         those that fail another check last, then by influence
+
+FD is in 64 principal components of test features; `agreement` is the share that the classifier of all real images takes
+for the class. `--planted` replaces 20% of the candidates by real images of other classes, 10% by near copies of real
+train images (moved by a pixel, JPEG 90, or flipped, a third each) and 10% by images with added noise, and reports each
+reason's recall, and its precision among these and the candidates that were left alone. Lines go to
+`results/filter.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import classifier
+import faiss
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_model
+from translator import recipe_values
+
+from rebalance import frechet, images, metrics
+from rebalance.features import make_extractor
+from rebalance.filtering import (
+    INFLUENCE,
+    LOW_CONFIDENCE,
+    MEMORISED,
+    OUTLIER,
+    Evidence,
+    FilterOptions,
+    Gates,
+    RealFeatures,
+    evidence_of,
+    fit_filter,
+    fit_space,
+)
+from rebalance.filtering.calibration import real_evidence
+from rebalance.filtering.image_filter import FittedFilter, Space, texture
+from rebalance.generation import LoadedRun, Made, Slot, Synthesizer, batches_by_model, candidate_stream, load_run
+from rebalance.planning import real_features
+from rebalance.training import RunDirectory
+
+RESULTS = Path(__file__).parent / "results" / "filter.jsonl"
+POOL, CANDIDATES, DIMENSIONS = 512, 1500, 64
+SHARES = (0.25, 0.5, 0.75)
+_NEIGHBOURS = 3
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all classes share.
+
+    Attributes:
+        run: the run.
+        synthesizer: makes candidates with features and confidence.
+        real: features of real train and val images.
+        test: features of real test images by class.
+        space: what the filters share.
+        judge: the classifier of all real images.
+        projection: principal components of test features, in which FD is taken.
+    """
+
+    run: LoadedRun
+    synthesizer: Synthesizer
+    real: RealFeatures
+    test: Mapping[str, np.ndarray]
+    space: Space
+    judge: torch.nn.Module
+    projection: frechet.Projection
+
+    def pixels(self, split: str, name: str, n: int | None = None) -> np.ndarray:
+        """Return the first n images of a class as the model's squares, (n, H, W, C) uint8."""
+        rows = self.run.index.rows(split, name)[:n]
+        return np.stack([self.run.index.square(int(row), self.run.recipe.data) for row in rows])
+
+    def extract(self, pixels: np.ndarray) -> np.ndarray:
+        """Return features of images (n, H, W, C) uint8."""
+        return self.synthesizer.extractor.extract_all(pixels)
+
+
+def load(run_path: Path, weights: Path) -> Setting:
+    """Load a run, its real features and the classifier."""
+    device = torch.device("cpu")
+    run = load_run(RunDirectory(run_path), None, device)
+    extractor = make_extractor(run.recipe.features, device)
+    index, options = run.index, run.recipe.data
+    targets = [target.name for target in run.plan.targets]
+
+    synthesizer = Synthesizer(run, device, extractor)
+    real = real_evidence(run, synthesizer, Gates(FilterOptions()), extractor, tuple(targets))
+    test = {name: real_features(index, index.rows("test", name), options, extractor) for name in targets}
+    judge = classifier.network(options.size_px, len(index.classes))
+    load_model(judge, str(weights))
+    return Setting(
+        run=run,
+        synthesizer=synthesizer,
+        real=real,
+        test=test,
+        space=fit_space(real, run.recipe.filtering.dimensions, run.recipe.plan.feature_images, 0),
+        judge=judge.eval(),
+        projection=frechet.fit_projection(np.concatenate([f[:200] for f in test.values()]), DIMENSIONS),
+    )
+
+
+def candidates(setting: Setting, target: str, seed: int) -> list[Made]:
+    """Make the pool and what is chosen from."""
+    run, synthesizer = setting.run, setting.synthesizer
+    stream = candidate_stream(f"benchmark/{seed}", run.index, run.plan, run.recipe)
+    drawn = [stream.draw(Slot(target, ordinal), 0) for ordinal in range(POOL + CANDIDATES)]
+    made: list[Made] = []
+    for batch in batches_by_model(run, drawn, synthesizer.batch):
+        made += synthesizer.make(batch, [synthesizer.load(candidate.source) for candidate in batch])
+    return made
+
+
+def fitted(setting: Setting, target: str, pool: list[Made], seed: int) -> FittedFilter:
+    """Calibrate the filter of a class."""
+    evidence = evidence_of(pool, setting.synthesizer)
+    return fit_filter(target, setting.real, setting.space, evidence, FilterOptions(), seed)
+
+
+def orders(setting: Setting, target: str, made: list[Made], found: FittedFilter, seed: int) -> dict[str, np.ndarray]:
+    """Return, for each way of choosing, the candidates' positions, the best first."""
+    evidence, image_filter = evidence_of(made, setting.synthesizer), found.image_filter
+    features, every = evidence.features, image_filter.scores(evidence)
+    verdicts = [image_filter.judge(scores) for scores in every]
+    confidence = np.array([scores.confidence for scores in every])
+    fails = np.array([bool(set(verdict.reasons) - {INFLUENCE}) for verdict in verdicts])
+    influence = image_filter.influence.of(setting.space.projection.apply(features))
+    badness = {
+        "random": np.random.default_rng(seed).random(len(made)),
+        "discriminator": -_discriminator(setting, target, np.stack([m.pixels for m in made])),
+        "confidence": -confidence,
+        "realism": -realism(setting.real.train[target], features),
+        "influence": influence,
+        "default": np.where(fails, influence + 2 * np.abs(influence).max() + 1, influence),
+    }
+    return {name: np.argsort(values, kind="stable") for name, values in badness.items()}
+
+
+def _discriminator(setting: Setting, target: str, pixels: np.ndarray) -> np.ndarray:
+    model = setting.run.model_of(target)
+    network, label = model.method.networks["discriminator"], torch.tensor(model.labels[target][:1])
+    scores = []
+    with torch.inference_mode():
+        for first in range(0, len(pixels), 64):
+            batch = images.to_float(torch.from_numpy(pixels[first : first + 64]))
+            maps = network.adversarial(network.features(batch), label.expand(len(batch)))
+            scores.append(maps.float().mean((1, 2)).numpy())
+    return np.concatenate(scores)
+
+
+def realism(real: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Return the realism score (n,): the largest ratio of a real image's reach to the distance from it.
+
+    Real images with a reach above the median are left out, as there.
+    """
+    base = np.ascontiguousarray(real, np.float32)
+    reach = np.sqrt(faiss.knn(base, base, _NEIGHBOURS + 1)[0][:, _NEIGHBOURS].clip(min=0))
+    kept = reach <= np.median(reach)
+    distances = np.sqrt(faiss.pairwise_distances(features.astype(np.float32), base[kept]).clip(min=1e-9))
+    return (reach[kept][None] / distances).max(1)
+
+
+def compare(setting: Setting, target: str, seed: int) -> list[dict[str, Any]]:
+    """Return the figures of each way of choosing."""
+    made = candidates(setting, target, seed)
+    pool, chosen_from = made[:POOL], made[POOL:]
+    found = fitted(setting, target, pool, seed)
+    features = np.stack([m.features for m in chosen_from])
+    label = setting.run.index.label(target)
+    agrees = classifier.predict(setting.judge, np.stack([m.pixels for m in chosen_from])) == label
+    test, small = setting.test[target], setting.projection.apply(features)
+    of_test, small_test = frechet.moments(setting.projection.apply(test)), setting.projection.apply(test)
+    rows = []
+    for way, order in orders(setting, target, chosen_from, found, seed).items():
+        for share in SHARES:
+            kept = order[: round(share * len(order))]
+            kid = metrics.kernel_distance(small_test, small[kept])
+            rows.append({
+                "class": target, "seed": seed, "way": way, "share": share, "n": len(kept),
+                "fd": frechet.frechet_distance(of_test, frechet.moments(small[kept])),
+                "kid": kid.value, "kid_error": kid.error,
+                "coverage": metrics.neighbourhoods(test, features[kept]).coverage,
+                "agreement": float(agrees[kept].mean()),
+            })  # fmt: skip
+    return rows
+
+
+def planted(setting: Setting, target: str, seed: int) -> list[dict[str, Any]]:
+    """Return recall and precision of the reason that each planted kind is there to be found by."""
+    rng = np.random.default_rng((seed, 7))
+    made = candidates(setting, target, seed)
+    found = fitted(setting, target, made[:POOL], seed)
+    pixels = np.stack([m.pixels for m in made[POOL:]])
+    confidences = np.array([m.confidence for m in made[POOL:]])
+    order = rng.permutation(len(pixels))
+    n = len(pixels) // 10
+    places = {LOW_CONFIDENCE: order[: 2 * n], MEMORISED: order[2 * n : 3 * n], OUTLIER: order[3 * n : 4 * n]}
+    others = [name for name in setting.run.index.classes if name != target]
+    foreign = np.concatenate([setting.pixels("test", name, 200) for name in others])
+    pixels[places[LOW_CONFIDENCE]] = foreign[rng.choice(len(foreign), 2 * n, replace=False)]
+    train = setting.pixels("train", target)
+    copies = train[rng.choice(len(train), n, replace=len(train) < n)]
+    pixels[places[MEMORISED]] = [near_copy(image, kind % 3) for kind, image in enumerate(copies)]
+    noise = rng.normal(0, 60, pixels[places[OUTLIER]].shape)
+    pixels[places[OUTLIER]] = (pixels[places[OUTLIER]] + noise).clip(0, 255).astype(np.uint8)
+    features = setting.extract(pixels)
+    changed = np.concatenate(list(places.values()))
+    confidences[changed] = setting.synthesizer.confidences_of(target, pixels[changed])
+    evidence = Evidence(features, texture(pixels), confidences)
+    verdicts = [found.image_filter.judge(scores) for scores in found.image_filter.scores(evidence)]
+    rows = []
+    for reason, where in places.items():
+        named = np.array([reason in verdict.reasons for verdict in verdicts])
+        # Another kind of damage that is named too is no mistake: an image of another class may well be an outlier.
+        hits = np.zeros(len(pixels), bool)
+        hits[where] = True
+        asked = hits.copy()
+        asked[order[4 * n :]] = True
+        rejected = np.array([not verdict.accepted for verdict in verdicts])
+        right = hits[named & asked]
+        rows.append({
+            "class": target, "seed": seed, "planted": reason, "n": len(where),
+            "recall": float(named[where].mean()), "precision": float(right.mean()) if len(right) else None,
+            "rejected": float(rejected[where].mean()),
+        })  # fmt: skip
+    return rows
+
+
+def near_copy(image: np.ndarray, kind: int) -> np.ndarray:
+    """Return a train image moved by a pixel, encoded again, or flipped."""
+    if kind == 0:
+        return np.roll(image, 1, axis=1)
+    if kind == 1:
+        encoded = images.encode(image, "jpg", 90)
+        return np.asarray(Image.open(io.BytesIO(encoded))).reshape(image.shape)
+    return image[:, ::-1]
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as tables: means and standard errors over seeds."""
+    compared = [row for row in rows if "way" in row]
+    lines = ["| class | kept | " + " | ".join(_ways(compared)) + " |", "|---" * (2 + len(_ways(compared))) + "|"]
+    for name, share in sorted({(row["class"], row["share"]) for row in compared}):
+        cells = []
+        for way in _ways(compared):
+            own = [r for r in compared if (r["class"], r["share"], r["way"]) == (name, share, way)]
+            fd, kid, coverage, agreement = (
+                np.array([r[key] for r in own]) for key in ("fd", "kid", "coverage", "agreement")
+            )
+            error = fd.std(ddof=1) / np.sqrt(len(fd)) if len(fd) > 1 else float("nan")
+            cells.append(
+                f"{fd.mean():.0f} ± {error:.0f}, {kid.mean():.0f}, {coverage.mean():.2f}, {agreement.mean():.2f}"
+            )
+        lines.append(f"| {name} | {share:.0%} | " + " | ".join(cells) + " |")
+    lines += ["", "| class | planted | recall | precision | rejected for any reason |", "|---|---|---|---|---|"]
+    for name, reason in sorted({(row["class"], row["planted"]) for row in rows if "planted" in row}):
+        own = [r for r in rows if r.get("planted") == reason and r["class"] == name]
+        figures = (np.mean([r[key] for r in own if r[key] is not None]) for key in ("recall", "precision", "rejected"))
+        lines.append(f"| {name} | {reason} | " + " | ".join(f"{figure:.2f}" for figure in figures) + " |")
+    return "\n".join(lines)
+
+
+def _ways(rows: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(row["way"] for row in rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--classifier", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--planted", action="store_true")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--report", action="store_true", help="print what was measured and measure nothing")
+    arguments = parser.parse_args()
+    if arguments.report:
+        print(report([json.loads(line) for line in arguments.results.read_text(encoding="utf-8").splitlines()]))
+        return
+    if not (arguments.run and arguments.classifier):
+        parser.error("--run and --classifier are needed, or --report")
+    torch.set_num_threads(1)
+    setting = load(arguments.run, arguments.classifier)
+    rows, values = [], recipe_values(setting.run.recipe)
+    for target in setting.test:
+        for seed in range(arguments.seeds):
+            found = (planted if arguments.planted else compare)(setting, target, seed)
+            rows += [{**row, "recipe": values, "cores": os.cpu_count(), "torch": torch.__version__} for row in found]
+            print(target, seed, flush=True)
+    with arguments.results.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    print(report(rows))
+
+
+if __name__ == "__main__":
+    main()
