@@ -19,7 +19,7 @@ FD is in 64 principal components of test features; `agreement` is the share that
 for the class. `--planted` replaces 20% of the candidates by real images of other classes, 10% by near copies of real
 train images (moved by a pixel, JPEG 90, or flipped, a third each) and 10% by images with added noise, and reports each
 reason's recall, and its precision among these and the candidates that were left alone. Lines go to
-`results/filter.jsonl`.
+`results/filter.jsonl`, a line about the run first.
 """
 
 from __future__ import annotations
@@ -304,11 +304,13 @@ def main() -> None:
         parser.error("--run and --classifier are needed, or --report")
     torch.set_num_threads(1)
     setting = load(arguments.run, arguments.classifier)
-    rows, values = [], recipe_values(setting.run.recipe)
+    run = setting.run.fingerprint["weights"][:12]
+    values = {"recipe": recipe_values(setting.run.recipe), "pool": POOL, "candidates": CANDIDATES}
+    rows = [{"run": run, **values, "cores": os.cpu_count(), "torch": torch.__version__}]
     for target in setting.test:
         for seed in range(arguments.seeds):
             found = (planted if arguments.planted else compare)(setting, target, seed)
-            rows += [{**row, "recipe": values, "cores": os.cpu_count(), "torch": torch.__version__} for row in found]
+            rows += [{"run": run, **row} for row in found]
             print(target, seed, flush=True)
     with arguments.results.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -31,7 +31,7 @@ from rebalance.errors import DamagedError, DivergedError, InputError, Interrupte
 from rebalance.index import build_index
 from rebalance.methods import PairBatch, make_method
 from rebalance.trainable import Loss, Phase, StepContext, Trainable
-from rebalance.training import LoopOptions, Trainer, train
+from rebalance.training import LoopOptions, Trainer, precision, train
 from rebalance.training.checkpoints import CheckpointFolder
 from rebalance.training.data import ClassPool, EncoderBatches, ImageStore, PairBatches, build_store, prefetched
 from rebalance.training.ema import MovingAverage
@@ -263,7 +263,8 @@ def test_moving_average_refuses_another_network():
 
 def loop_options(**options: object) -> LoopOptions:
     defaults = {
-        "steps": 7, "ema": 0.9, "log_every_steps": 2, "preview_every_steps": 3, "checkpoint_every_steps": 2
+        "steps": 7, "ema": 0.9, "log_every_steps": 2, "preview_every_steps": 3, "checkpoint_every_steps": 2,
+        "threads": 1,
     }  # fmt: skip
     return LoopOptions(**{**defaults, **options})
 
@@ -667,6 +668,24 @@ def test_a_choice_already_made_is_not_timed():
 def test_only_what_is_auto_is_chosen():
     options, duels = choose(ToyTrainable(), loop_options(precision="fp32", memory_format="auto"), CPU, toy_batches()(0))
     assert options.precision == "fp32" and [duel.challenger.memory_format for duel in duels] == ["channels_last"]
+
+
+class SlowOnSeveralThreads(ToyTrainable):
+    """As a small network is while other work keeps a core busy."""
+
+    def loss(self, phase, batch, outputs, context):
+        time.sleep(0.03 if torch.get_num_threads() > 1 else 0.001)
+        return super().loss(phase, batch, outputs, context)
+
+
+def test_one_thread_is_chosen_where_more_are_slower(monkeypatch):
+    monkeypatch.setattr(precision, "cpu_count", lambda: 2)
+    before, fixed = torch.get_num_threads(), {"precision": "fp32", "memory_format": "contiguous"}
+    options, duels = choose(SlowOnSeveralThreads(), loop_options(threads=0, **fixed), CPU, toy_batches()(0))
+    assert options.threads == 1 and [duel.challenger.threads for duel in duels] == [1]
+    assert "fp32 contiguous, 1 thread takes 0" in str(duels[0]) and torch.get_num_threads() == before
+    given, duels = choose(SlowOnSeveralThreads(), loop_options(threads=2, **fixed), CPU, toy_batches()(0))
+    assert given.threads == 2 and duels == []
 
 
 class SlowInFp32(ToyTrainable):

@@ -92,7 +92,7 @@ class TrainingOptions(Options):
     )
     precision: str = option("auto", "arithmetic; auto times them once", choices=("auto", "fp32", "bf16"))
     memory_format: str = option("auto", "layout; auto times them once", choices=("auto", "contiguous", "channels_last"))
-    threads: int = option(0, "CPU threads; 0: as many as there are cores", at_least=0, at_most=1024)
+    threads: int = option(0, "CPU threads; 0: one or all cores, timed once", at_least=0, at_most=1024)
     log_every_steps: int = option(20, "TensorBoard scalars", at_least=1)
     preview_every_steps: int = option(1000, "preview grid and source dependence", at_least=1)
     checkpoint_every_steps: int = option(500, "checkpoints; the last two are kept", at_least=1)

@@ -30,7 +30,7 @@ from rebalance.training.data import EncoderBatches, ImageStore, PairBatches, bui
 from rebalance.training.estimate import with_estimate
 from rebalance.training.logs import TrainingLog
 from rebalance.training.loop import LoopOptions, Trainer, train
-from rebalance.training.precision import Duel, choose
+from rebalance.training.precision import Duel, choose, described
 from rebalance.training.previews import TranslationObserver, draw_probe
 from rebalance.training.run import RunDirectory, Unit, units_of
 
@@ -152,15 +152,14 @@ def _begin_or_resume(
 def _begin(directory: RunDirectory, request: _Request, index: ImageIndex, device: torch.device) -> None:
     """Decide everything that is decided before step 0, and write it."""
     recipe = request.recipe
-    recipe = replace(recipe, training=replace(recipe.training, threads=recipe.training.threads or cpu_count()))
-    torch.set_num_threads(recipe.training.threads)
+    torch.set_num_threads(recipe.training.threads or cpu_count())
     plan = make_plan(index, recipe, make_extractor(recipe.features, device), request.balance, request.max_multiple)
     plan = with_estimate(index, recipe, plan, device)
     directory.begin(_with_timed_choices(recipe, plan, device), index, plan)
 
 
 def _with_timed_choices(recipe: Recipe, plan: Plan, device: torch.device) -> Recipe:
-    """Time precisions and layouts of the method and of the encoder; return the recipe without "auto"."""
+    """Time threads, precisions and layouts of the method and of the encoder; return the recipe without "auto"."""
     rng = torch.Generator().manual_seed(recipe.seed)
     size, training, encoder = recipe.data.size_px, recipe.training, recipe.modalities.encoder
 
@@ -172,7 +171,12 @@ def _with_timed_choices(recipe: Recipe, plan: Plan, device: torch.device) -> Rec
     pair = PairBatch(noise(training.batch), labels, noise(training.batch), labels)
     chosen, duels = choose(method, method_loop(recipe), device, pair)
     _say("translator", chosen, duels)
-    training = replace(training, precision=chosen.precision, memory_format=chosen.memory_format)
+    training = replace(
+        training,
+        precision=chosen.precision,
+        memory_format=chosen.memory_format,
+        threads=chosen.threads or cpu_count(),
+    )
     recipe = replace(recipe, training=training)
     if clusters(recipe, plan):
         chosen, duels = choose(make_encoder(recipe), encoder_loop(recipe), device, ImageBatch(noise(encoder.batch)))
@@ -186,7 +190,7 @@ def _with_timed_choices(recipe: Recipe, plan: Plan, device: torch.device) -> Rec
 def _say(what: str, chosen: LoopOptions, duels: list[Duel]) -> None:
     if duels:
         measured = "; ".join(map(str, duels))
-        logger.info("%s: %s %s chosen (%s)", what, chosen.precision, chosen.memory_format, measured)
+        logger.info("%s: %s chosen (%s)", what, described(chosen), measured)
 
 
 def clusters(recipe: Recipe, plan: Plan) -> bool:
@@ -205,6 +209,7 @@ def method_loop(recipe: Recipe) -> LoopOptions:
         regularize_every_steps=training.regularize_every_steps,
         precision=training.precision,
         memory_format=training.memory_format,
+        threads=training.threads,
         log_every_steps=training.log_every_steps,
         preview_every_steps=training.preview_every_steps,
         checkpoint_every_steps=training.checkpoint_every_steps,
@@ -220,6 +225,7 @@ def encoder_loop(recipe: Recipe) -> LoopOptions:
         optimizer=replace(training.optimizer, name="adam", beta1=0.9, beta2=0.999, weight_decay=1e-6),
         precision=encoder.precision,
         memory_format=encoder.memory_format,
+        threads=training.threads,
         log_every_steps=training.log_every_steps,
         checkpoint_every_steps=training.checkpoint_every_steps,
         seed=recipe.seed,

@@ -45,6 +45,7 @@ class LoopOptions:
         regularize_every_steps: interval of lazy penalties.
         precision: "fp32" or "bf16" autocast.
         memory_format: "contiguous" or "channels_last".
+        threads: CPU threads; 0 leaves them as they are.
         log_every_steps: interval of scalars.
         preview_every_steps: interval of observations.
         checkpoint_every_steps: interval of checkpoints.
@@ -58,6 +59,7 @@ class LoopOptions:
     regularize_every_steps: int = 1
     precision: str = "fp32"
     memory_format: str = "contiguous"
+    threads: int = 0
     log_every_steps: int = 20
     preview_every_steps: int = 1000
     checkpoint_every_steps: int = 500

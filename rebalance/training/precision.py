@@ -1,4 +1,4 @@
-"""Precision and layout, chosen once by timing this network on this machine."""
+"""Threads, precision and layout, chosen once by timing this network on this machine."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rebalance.devices import cpu_count
 from rebalance.trainable import Trainable
 from rebalance.training.loop import LoopOptions, Trainer
 
@@ -21,7 +22,7 @@ _LOSS_TOLERANCE = 0.1
 
 @dataclass(frozen=True)
 class Duel:
-    """Two precisions and layouts, steps taken in turns.
+    """Two ways to compute, steps taken in turns.
 
     Attributes:
         champion: the faster until now.
@@ -41,15 +42,24 @@ class Duel:
         return self.challenger if self.agrees and self.ratio < _CLEARLY_FASTER else self.champion
 
     def __str__(self) -> str:
-        challenger, champion = (f"{o.precision} {o.memory_format}" for o in (self.challenger, self.champion))
+        challenger, champion = map(described, (self.challenger, self.champion))
         wrong = "" if self.agrees else ", but with another loss"
         return f"{challenger} takes {self.ratio:.2f} of the time of {champion}{wrong}"
+
+
+def described(options: LoopOptions) -> str:
+    """Return what was chosen, in words."""
+    threads = f", {options.threads} thread{'s' if options.threads > 1 else ''}" if options.threads else ""
+    return f"{options.precision} {options.memory_format}{threads}"
 
 
 def choose(
     trainable: Trainable, options: LoopOptions, device: torch.device, batch: Any
 ) -> tuple[LoopOptions, list[Duel]]:
-    """Replace "auto" in precision and memory format by what is fastest here.
+    """Replace "auto" in precision and memory format, and 0 threads on a CPU, by what is fastest here.
+
+    Threads are one or all: a small network's step waits for the slowest thread in every parallel region, so where other
+    work keeps a core busy, one thread can be several times faster than two.
 
     Candidates are timed in pairs, step by step in turns, and compared by the median of their ratios, because the speed
     of a shared machine drifts. Steps are taken on copies, so the weights stay as they are.
@@ -63,12 +73,25 @@ def choose(
     Returns:
         The options without "auto", and the comparisons (none when nothing was left to choose).
     """
+    before = torch.get_num_threads()
+    try:
+        return _choose(trainable, options, device, batch)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _choose(
+    trainable: Trainable, options: LoopOptions, device: torch.device, batch: Any
+) -> tuple[LoopOptions, list[Duel]]:
+    free = options.threads == 0 and device.type == "cpu"
+    threads = tuple(dict.fromkeys((cpu_count(), 1))) if free else (options.threads,)
     precisions = ("fp32", "bf16") if options.precision == "auto" else (options.precision,)
     formats = ("contiguous", "channels_last") if options.memory_format == "auto" else (options.memory_format,)
-    candidates = [replace(options, precision=p, memory_format=f) for p in precisions for f in formats]
-    champion, duels = candidates[0], []
-    for challenger in candidates[1:]:
-        duels.append(_duel(trainable, champion, challenger, device, batch))
+    champion, duels = replace(options, threads=threads[0], precision=precisions[0], memory_format=formats[0]), []
+    changes = [{"threads": number} for number in threads[1:]]
+    changes += [{"precision": p, "memory_format": f} for p in precisions for f in formats][1:]
+    for change in changes:
+        duels.append(_duel(trainable, champion, replace(champion, **change), device, batch))
         champion = duels[-1].winner
     return champion, duels
 
@@ -90,6 +113,8 @@ def _duel(
 
 def _step(trainer: Trainer, batch: Any, number: int) -> tuple[float, float]:
     """Take a step; return its seconds and its summed loss."""
+    if trainer.options.threads:
+        torch.set_num_threads(trainer.options.threads)
     start = time.perf_counter()
     losses = trainer.step(batch, number)
     loss = sum(float(loss.total.detach()) for loss in losses.values())  # waits for the device
