@@ -26,6 +26,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import data_sets
@@ -40,6 +41,7 @@ from rebalance.shards.make import tar_bytes
 from rebalance.training import RunDirectory
 
 RESULTS = Path(__file__).parent / "results" / "generate.jsonl"
+_ASK_AND_ACCEPT = {"min_confidence": 0.0, "max_similarity": 1.0, "keep": 1.0}
 _FORWARD_SECONDS = 8.0
 _STATION_IMAGES = 1024
 
@@ -92,9 +94,12 @@ def forward_speed(run: Path, processes: int) -> float:
     return total
 
 
-def _generate(run: Path, out: Path, n_images: int, processes: int, queue: Any) -> None:
+def _generate(run: Path, out: Path, n_images: int, processes: int, filtered: bool, queue: Any) -> None:
     before = time.perf_counter()
-    result = rebalance.generate(run, out, balance=amounts(n_images), workers=processes, device="cpu")
+    asked = _ASK_AND_ACCEPT if filtered else {}
+    result = rebalance.generate(
+        run, out, balance=amounts(n_images), workers=processes, device="cpu", filter_images=False, **asked
+    )
     seconds = time.perf_counter() - before
     if sum(result.counts.values()) != n_images:
         raise RuntimeError(f"{sum(result.counts.values())} of {n_images} images were made")
@@ -103,13 +108,19 @@ def _generate(run: Path, out: Path, n_images: int, processes: int, queue: Any) -
     queue.put((seconds, sum(u.ru_utime + u.ru_stime for u in used), peak))
 
 
-def generation(run: Path, out: Path, n_images: int, processes: int) -> tuple[float, float, float]:
+def generation(run: Path, out: Path, n_images: int, processes: int, filtered: bool) -> tuple[float, float, float]:
     """Return seconds, processor seconds and peak MiB of making n images in processes of their own."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    process = context.Process(target=_generate, args=(run, out, n_images, processes, queue))
+    process = context.Process(target=_generate, args=(run, out, n_images, processes, filtered, queue))
     process.start()
-    measured = queue.get()
+    while True:
+        try:
+            measured = queue.get(timeout=1)
+            break
+        except Empty:
+            if not process.is_alive():
+                raise RuntimeError("the process that generates has died") from None
     process.join()
     shutil.rmtree(out)
     return measured
@@ -141,21 +152,21 @@ def stations(run: Path) -> dict[str, float]:
     return speeds
 
 
-def measure(work: Path, size_px: int, n_images: int, processes: int, repeats: int) -> dict[str, Any]:
+def measure(work: Path, size_px: int, n_images: int, processes: int, repeats: int, filtered: bool) -> dict[str, Any]:
     """Measure one setting: forward and generate in turns."""
     run = fitted(work, size_px)
     rounds = []
     for _ in range(repeats):
         forward = forward_speed(run, processes)
-        short, _, _ = generation(run, work / "out", max(n_images // 10, 1), processes)
-        seconds, used, peak = generation(run, work / "out", n_images, processes)
+        short, _, _ = generation(run, work / "out", max(n_images // 10, 1), processes, filtered)
+        seconds, used, peak = generation(run, work / "out", n_images, processes, filtered)
         long_run = (n_images - max(n_images // 10, 1)) / max(seconds - short, 1e-9)
         rounds.append((forward, n_images / seconds, long_run, used / seconds / cpu_count(), peak))
     forward, whole, long_run, share, peak = (list(column) for column in zip(*rounds, strict=True))
     ratios = [made / bare for made, bare in zip(long_run, forward, strict=True)]
     middle = len(ratios) // 2
     return {
-        "size_px": size_px, "images": n_images, "processes": processes, "n": repeats,
+        "size_px": size_px, "images": n_images, "processes": processes, "filtered": filtered, "n": repeats,
         "forward_per_second": round(sorted(forward)[middle], 1),
         "whole_per_second": round(sorted(whole)[middle], 1),
         "long_run_per_second": round(sorted(long_run)[middle], 1),
@@ -175,12 +186,13 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--filter", action="store_true", help="judge every image, and accept it")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     for size_px in arguments.sizes:
         for processes in arguments.processes:
-            row = measure(arguments.work, size_px, arguments.images, processes, arguments.repeats)
+            row = measure(arguments.work, size_px, arguments.images, processes, arguments.repeats, arguments.filter)
             with arguments.results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)

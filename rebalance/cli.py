@@ -169,8 +169,9 @@ def generate(run: Path, as_json: bool, quiet: bool, **options: Any) -> None:
 
     speaks = _first_of_several()
     result = shards.generate(run, progress=speaks and not quiet, **options)
-    if speaks:
-        _emit(result, reporting.generation_text(result), as_json)
+    if not speaks:
+        return  # or torchrun would end the first before it has spoken
+    _emit(result, reporting.generation_text(result), as_json)
     sys.exit(result.exit_code)
 
 

@@ -25,11 +25,23 @@ def choose_device(name: str) -> torch.device:
         raise InputError("--device cuda: no usable GPU here", remedy="Use --device cpu, or install a driver")
     if name == "cpu" or not available:
         return torch.device("cpu")
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
-    place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    torch.cuda.set_device(place)
-    return place
+    number = int(os.environ.get("LOCAL_RANK", 0))
+    if number >= torch.cuda.device_count():
+        raise InputError(
+            "--nproc-per-node: a GPU for each process is needed",
+            value=n_local(),
+            allowed=f"1 to {torch.cuda.device_count()}",
+        )
+    return prepared(torch.device("cuda", number))
+
+
+def prepared(device: torch.device) -> torch.device:
+    """Make this process compute on a device as every other does: fp32 on CUDA uses TF32."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+        torch.cuda.set_device(device)
+    return device
 
 
 def cpu_count() -> int:

@@ -6,6 +6,7 @@ only a command line or a call may name: a recipe is data.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import logging
@@ -98,15 +99,15 @@ def _remember(path: Path, features: np.ndarray) -> None:
     except RebalanceError as error:
         logger.info("features are not remembered: %s", error)
         return
-    left = CACHE_BYTES
-    for other in sorted(path.parent.glob("features-*"), key=_last_used, reverse=True):
-        left -= other.stat().st_size if other.is_file() else 0
+    left, known = CACHE_BYTES, []
+    for other in path.parent.glob("features-*"):
+        with contextlib.suppress(OSError):  # another process may be dropping it
+            status = other.stat()
+            known.append((status.st_mtime, other, status.st_size))
+    for _, other, size in sorted(known, reverse=True):
+        left -= size
         if left < 0 and other != path:
             other.unlink(missing_ok=True)
-
-
-def _last_used(path: Path) -> float:
-    return path.stat().st_mtime if path.is_file() else 0.0
 
 
 def _batched(items: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:

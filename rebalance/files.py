@@ -180,12 +180,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(directory: Path, *, shared: bool = False) -> Iterator[None]:
+def locked(directory: Path, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
     """Hold `directory` for this process alone; the kernel drops the lock when the process dies.
 
     Args:
         directory: made if it does not exist.
         shared: let others in that also ask to share.
+        wait: until whoever holds it has ended, instead of an error.
 
     Raises:
         RefusedError: another process holds it.
@@ -195,7 +196,7 @@ def locked(directory: Path, *, shared: bool = False) -> Iterator[None]:
         descriptor = os.open(directory / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
     try:
         try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise RefusedError(
                 f"another process is working in {directory}", remedy="Wait until it has ended or choose another folder"

@@ -133,5 +133,6 @@ def feature_options(
     return FeatureOptions(
         extractor=extractor if extractor in EXTRACTORS else known.get("extractor", "efficientnet"),
         input_px=224 if input_px is None else input_px,
+        layer=known.get("layer") if input_px == known.get("input_px") else None,
         weights=str(weights) if weights else "",
     )

@@ -77,6 +77,12 @@ class Ranks:
         """Whether the flag is up in any process."""
         return bool(self.total(torch.tensor(float(flag)))) if self.count > 1 else flag
 
+    def agree(self, number: int) -> bool:
+        """Whether all processes have the same number, below 2^32."""
+        sums = self.total(torch.tensor([number, number**2 % 2**32]))
+        same = bool((sums == self.count * torch.tensor([number, number**2 % 2**32])).all())
+        return not self.any(not same)
+
     def wait(self) -> None:
         """Return when all processes have come here."""
         self.any(False)

@@ -161,8 +161,12 @@ def test_an_error_of_the_first_process_ends_all(data, tmp_path):
 
 def test_shards_made_by_two_processes_have_the_same_bytes(together, tmp_path):
     expected, found = tmp_path / "expected", tmp_path / "found"
-    generate(together, expected, shard_size=3)
-    result = Launched("generate", together, "--out", found, "--shard-size", 3, "--workers", 1, "--json").wait_for(0)
+    generate(together, expected, shard_size=3, min_confidence=0.0, max_similarity=1.0, keep=0.9)
+    shutil.rmtree(together / "calibration")
+    asked = ("--min-confidence", 0, "--max-similarity", 1, "--keep", 0.9)
+    result = Launched(
+        "generate", together, "--out", found, "--shard-size", 3, "--workers", 1, "--json", *asked
+    ).wait_for(0)
     names = sorted(path.name for path in expected.iterdir() if not path.name.startswith("."))
     assert names == sorted(path.name for path in found.iterdir() if not path.name.startswith("."))
     assert {n: sha256_file(found / n) for n in names} == {n: sha256_file(expected / n) for n in names}

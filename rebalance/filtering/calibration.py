@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from rebalance import files
 from rebalance.class_probe import most_of_a_class
@@ -64,9 +65,26 @@ def calibrate(
         ).encode()
     )
     path = run.directory.calibration_path / f"{key[:16]}.json"
-    stored = _stored(path)
-    if stored is not None:
-        return stored
+    # One at a time, whoever makes which shards, so that all have the same; and on threads of a fixed number.
+    with files.locked(path.parent, wait=True), threadpool_limits(run.recipe.generation.threads):
+        # What a user's function gives may have changed under the same name.
+        found = _stored(path) if extractor.version else None
+        if found is None:
+            found = _measured(run, synthesizer, gates, targets, extractor, seed, key)
+            _store(path, key, extractor, seed, found)
+    return found
+
+
+def _measured(
+    run: LoadedRun,
+    synthesizer: Synthesizer,
+    gates: Gates,
+    targets: tuple[str, ...],
+    extractor: FeatureExtractor,
+    seed: int,
+    key: str,
+) -> dict[str, ClassCalibration]:
+    options = run.recipe.filtering
     real = real_evidence(run, synthesizer, gates, extractor, targets)
     space = fit_space(real, options.dimensions, run.recipe.plan.feature_images, seed)
     found = {}
@@ -81,7 +99,6 @@ def calibrate(
             floor_draws=options.floor_draws,
             seed=seed,
         )
-    _store(path, key, extractor, seed, found)
     return found
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from rebalance import frechet, metrics
-from rebalance.errors import InputError
 from rebalance.filtering.gates import Gates
 from rebalance.filtering.image_filter import Evidence, ImageFilter, RealFeatures, Space, fit_filter
+from rebalance.filtering.store import digest
 
 _KID_SPLITS = 20
 
@@ -37,6 +37,7 @@ class ClassCalibration:
         neighbourhoods_before: the same of the whole pool.
         withheld: whether the class gets no slots.
         reason: why it is withheld.
+        digest: hash of everything that decides a verdict of the image filter, "" without one.
         image_filter: what each image must pass; None when nothing is asked. Not among the plain values.
     """
 
@@ -55,6 +56,7 @@ class ClassCalibration:
     neighbourhoods_before: metrics.Neighbourhoods | None = None
     withheld: bool = False
     reason: str = ""
+    digest: str = ""
     image_filter: ImageFilter | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -98,15 +100,24 @@ def calibrate_class(
     n_pool = len(pool.features)
     result = ClassCalibration(class_name, n_pool)
     train = real.train[class_name]
-    if len(train) < 2:
+    if len(train) < 2 and (gates.max_fid or gates.max_kid):
         return replace(result, withheld=True, reason=f"{len(train)} real train images are too few to compare with")
+    if len(train) < 2:
+        note = f"{len(train)} real train images are too few for a filter: every image is kept"
+        return replace(result, accepted=n_pool, thresholds={"notes": [note]})
     accepted = np.ones(n_pool, bool)
     if gates.images.checks:
         found = fit_filter(class_name, real, space, pool, gates.images, seed)
         accepted = np.array([verdict.accepted for verdict in found.pool], bool)
         rejects = Counter(verdict.reason for verdict in found.pool if not verdict.accepted)
         thresholds = found.image_filter.thresholds()
-        result = replace(result, image_filter=found.image_filter, rejects=dict(rejects), thresholds=thresholds)
+        result = replace(
+            result,
+            image_filter=found.image_filter,
+            digest=digest(found.image_filter),
+            rejects=dict(rejects),
+            thresholds=thresholds,
+        )
     result = replace(result, accepted=int(accepted.sum()))
     if result.accepted < 2:
         reason = f"{result.accepted} of {n_pool} candidates passed the image filter"
@@ -142,16 +153,12 @@ def _held_against(
     if gates.max_kid:
         if result.kid is None or result.kid_floor is None:
             least = metrics.NEIGHBOURS + 1
-            raise InputError(
-                f"--max-kid: class {result.class_name!r} has too few images to measure a KID",
-                value=min(len(train), result.accepted),
-                allowed=f"{least} or more real train images and accepted candidates",
-                remedy="Use --max-fid, or leave the class out",
-            )
-        limit = gates.max_kid.limit(result.kid_floor)
-        result = replace(result, kid_limit=limit)
-        if result.kid.value > limit:
-            reasons.append(f"KID {result.kid.value:.4g} is above {limit:.4g}")
+            reasons.append(f"a KID needs {least} images a side, there are {len(train)} and {result.accepted}")
+        else:
+            limit = gates.max_kid.limit(result.kid_floor)
+            result = replace(result, kid_limit=limit)
+            if result.kid.value > limit:
+                reasons.append(f"KID {result.kid.value:.4g} is above {limit:.4g}")
     return replace(result, withheld=bool(reasons), reason="; ".join(reasons))
 
 

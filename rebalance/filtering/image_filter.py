@@ -41,6 +41,7 @@ UNMEASURED = -1.0
 _KEPT_OF_REAL = 0.99
 _CONFIDENT_OF_REAL = 0.95
 _MOST_CONFIDENCE = 0.5
+_MISSED_COPIES = 0.1
 LEAST_HELD_OUT = 30
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 _RANDOM_SETS = 8
@@ -249,8 +250,8 @@ class ImageFilter:
 
     @cached_property
     def _most_influence(self) -> float:
-        """The limit as a share of the pool, as scores are."""
-        return float(np.searchsorted(self.pool, self.max_influence, side="right")) / max(len(self.pool), 1)
+        """The limit as a share of the pool, rounded as scores are."""
+        return round(float(np.searchsorted(self.pool, self.max_influence, side="right")) / max(len(self.pool), 1), 6)
 
     def thresholds(self) -> dict[str, Any]:
         """Return what was calibrated, as plain values."""
@@ -258,7 +259,7 @@ class ImageFilter:
             "max_distance": self.max_distance,
             "min_confidence": self.min_confidence,
             "max_similarity": self.max_similarity,
-            "keep": self._most_influence,
+            "keep": self._most_influence if INFLUENCE in self.checks else None,
             "notes": list(self.notes),
         }
 
@@ -360,8 +361,10 @@ class _Fitting:
         whitened = self.space.projection.apply(self.train) @ self.space.whitening
         n, mean = len(whitened), whitened.mean(0)
         centred = whitened - mean
-        covariance, shrinkage = ledoit_wolf(centred, assume_centered=True)
-        covariance = covariance + np.eye(len(mean)) * 1e-9
+        _, shrinkage = ledoit_wolf(centred, assume_centered=True)
+        # Towards the pooled within-class covariance, which is the identity here; of few images little is known.
+        shrinkage = max(shrinkage, min(1.0, len(mean) / (4 * n)))
+        covariance = (1 - shrinkage) * centred.T @ centred / n + shrinkage * np.eye(len(mean))
         precision = np.linalg.inv(covariance)
         # Leaving one out moves the mean and takes one outer product from the covariance (Sherman and Morrison, 1950).
         own = _mahalanobis(centred, precision) ** 2
@@ -414,8 +417,14 @@ class _Fitting:
         else:
             self._note(f"{len(self.held_out)} held-out images are too few: memorised is judged by train images")
             similarities = (bank[:n] @ bank.T).reshape(n, -1, n)
-            similarities[np.arange(n), :, np.arange(n)] = -1
+            own = np.arange(n)
+            of_copies = similarities[own, 1:, own]
+            similarities[own, :, own] = -1
             nearest = similarities.max((1, 2))
+            if of_copies.size:
+                # Few neighbours say little of how near real images come; what is as near as most copies is one.
+                nearest = np.append(nearest, np.quantile(of_copies, _MISSED_COPIES))
+                return float(nearest[nearest < _SAME_IMAGE].max(initial=-1.0))
         nearest = nearest[nearest < _SAME_IMAGE]
         return float(np.quantile(nearest, _KEPT_OF_REAL)) if len(nearest) else _SAME_IMAGE
 
@@ -426,8 +435,9 @@ class _Fitting:
         passed = np.array([verdict.accepted for verdict in verdicts], bool)
         if INFLUENCE not in found.checks:
             return FittedFilter(replace(others, notes=tuple(self.notes)), tuple(verdicts))
-        if passed.sum() < 2 * LEAST_HELD_OUT:
-            self._note(f"{passed.sum()} of {len(passed)} candidates passed the other checks: influence is not asked")
+        why_not = self._without_influence(int(passed.sum()), len(passed))
+        if why_not:
+            self._note(f"{why_not}: influence is not asked")
             return FittedFilter(replace(others, notes=tuple(self.notes)), tuple(verdicts))
         small = self.space.projection.apply(pool.features[passed])
         values = self._unseen_influence(small)
@@ -439,6 +449,14 @@ class _Fitting:
             found, influence=influence, max_influence=most, pool=np.sort(values), notes=tuple(self.notes)
         )
         return FittedFilter(complete, tuple(verdicts))
+
+    def _without_influence(self, n_passed: int, n_pool: int) -> str:
+        """Why influence cannot be asked, "" when it can; a share that is given needs no held-out images."""
+        if self.options.keep is not None:
+            return "" if n_passed > _FOLDS else f"{n_passed} of {n_pool} candidates passed the other checks"
+        if n_passed < 2 * LEAST_HELD_OUT:
+            return f"{n_passed} of {n_pool} candidates passed the other checks"
+        return "" if self._has_held_out else f"{len(self.held_out)} held-out images are too few"
 
     def _unseen_influence(self, small: np.ndarray) -> np.ndarray:
         """The influence of each of the pool's images, from the others: from itself, it would be too low."""
@@ -459,9 +477,6 @@ class _Fitting:
     def _best_share(self, features: np.ndarray, small: np.ndarray, values: np.ndarray) -> float:
         """The share to keep: the kept set's distance against that of as many images at random, coverage held."""
         reference = self.held_out
-        if not self._has_held_out:
-            self._note(f"{len(self.held_out)} held-out images are too few: the share to keep is judged by train images")
-            reference = self.train
         real, rng = self._moments(reference), np.random.default_rng(self.seed)
         order, best, best_gain = np.argsort(values, kind="stable"), 1.0, 0.0
         for share in _SHARES[1:]:
@@ -472,9 +487,9 @@ class _Fitting:
                 < np.mean([_coverage(reference, features[r]) for r in random]) - _COVERAGE_LOSS
             ):
                 continue
-            by_chance = np.mean([frechet.frechet_distance(real, frechet.moments(small[r])) for r in random])
-            gain = float(by_chance - frechet.frechet_distance(real, frechet.moments(small[kept])))
-            if gain > best_gain:
+            by_chance = [frechet.frechet_distance(real, frechet.moments(small[r])) for r in random]
+            gain = float(np.mean(by_chance) - frechet.frechet_distance(real, frechet.moments(small[kept])))
+            if gain > max(best_gain, 2 * np.std(by_chance)):
                 best, best_gain = share, gain
         return best
 

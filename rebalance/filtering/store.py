@@ -15,6 +15,7 @@ from rebalance.class_probe import ClassProbe
 from rebalance.errors import DamagedError
 from rebalance.filtering.image_filter import ImageFilter, Space
 
+_INFLUENCE = fields(frechet.Influence)
 _ARRAYS = ("mean", "precision", "train", "pool")
 _NUMBERS = ("checks", "max_distance", "texture", "min_confidence", "max_similarity", "max_influence", "notes")
 
@@ -29,9 +30,9 @@ def save_filters(path: Path, filters: Mapping[str, ImageFilter]) -> dict[str, An
     }
     if space.probe:
         tensors |= {"probe/weights": space.probe.weights, "probe/offsets": space.probe.offsets}
-    for number, found in enumerate(filters.values()):
-        tensors |= {f"{number}/{name}": getattr(found, name) for name in _ARRAYS}
-        tensors |= {f"{number}/influence/{f.name}": np.asarray(getattr(found.influence, f.name)) for f in _INFLUENCE}
+    # By number, because a class's name may hold anything; sorted, because JSON keeps no other order.
+    for number, name in enumerate(sorted(filters)):
+        tensors |= {f"{number}/{array}": values for array, values in _own_arrays(filters[name]).items()}
     files.write_bytes(path, safetensors.numpy.save({name: np.ascontiguousarray(t) for name, t in tensors.items()}))
     numbers = {name: {key: getattr(found, key) for key in _NUMBERS} for name, found in filters.items()}
     return {
@@ -44,7 +45,19 @@ def save_filters(path: Path, filters: Mapping[str, ImageFilter]) -> dict[str, An
     }
 
 
-_INFLUENCE = fields(frechet.Influence)
+def _own_arrays(found: ImageFilter) -> dict[str, np.ndarray]:
+    influence = {f"influence/{f.name}": np.asarray(getattr(found.influence, f.name)) for f in _INFLUENCE}
+    return {name: getattr(found, name) for name in _ARRAYS} | influence
+
+
+def digest(found: ImageFilter) -> str:
+    """Return the SHA-256 of everything that decides a verdict."""
+    space, probe = found.space, found.space.probe
+    arrays = [space.projection.centre, space.projection.axes, space.whitening, *_own_arrays(found).values()]
+    arrays += [probe.weights, probe.offsets] if probe else []
+    values = [{key: getattr(found, key) for key in _NUMBERS}, probe.names if probe else ()]
+    texts = [files.canonical_json(values), *(files.sha256_bytes(np.ascontiguousarray(a).tobytes()) for a in arrays)]
+    return files.sha256_bytes("/".join(texts).encode())
 
 
 def load_filters(path: Path, values: Mapping[str, Any]) -> dict[str, ImageFilter]:
@@ -65,7 +78,7 @@ def load_filters(path: Path, values: Mapping[str, Any]) -> dict[str, ImageFilter
         probe = ClassProbe(tuple(values["probe"]), tensors["probe/weights"], tensors["probe/offsets"])
     projection = frechet.Projection(tensors["space/centre"], tensors["space/axes"])
     space, filters = Space(projection, tensors["space/whitening"], probe), {}
-    for number, (name, numbers) in enumerate(values["filters"].items()):
+    for number, (name, numbers) in enumerate(sorted(values["filters"].items())):
         parts = {f.name: tensors[f"{number}/influence/{f.name}"] for f in _INFLUENCE}
         parts["constant"] = float(parts["constant"].item())
         filters[name] = ImageFilter(

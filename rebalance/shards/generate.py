@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections import Counter
@@ -166,36 +167,58 @@ def generate(
     counts = _wanted(loaded, balance, max_multiple)
     look = Look(features, str(weights) if weights else None)
     extractor = look.extractor(loaded, place) if gates.closed or features else None
-    calibrations = _calibrations(loaded, gates, tuple(counts), seed, place, extractor)
-    request = make_request(
-        loaded, counts, calibrations, gates, extractor, shard_size=shard_size, file_format=file_format, quality=quality,
-        seed=seed, include_real=include_real, device=place,
-    )  # fmt: skip
-    filters = filters_of(list(calibrations.values()))
-    maker = ShardMaker(loaded, request, filters, extractor if filters else None, target, place)
-    wanted = _chosen(maker, shards)
-
-    def begin() -> None:
-        held.enter_context(files.locked(target, shared=shards is not None))
-        _claim(target, request, overwrite)
-        if shards is None:
-            files.remove_partials(target)
-
-    def end() -> list[ShardName]:
-        done = [name for name in maker.names() if _is_done(target, name, request)]
-        if len(done) == len(maker.names()):
-            write_manifest(target, loaded, request, calibrations, done)
-        return done
-
     with joined(place) as ranks, contextlib.ExitStack() as held:
-        ranks.first_does(begin)
-        own = wanted[ranks.number :: ranks.count]
-        missing = [name for name in own if not _is_done(target, name, request)]
+        # The first measures, the others read what it has stored.
+        measure = functools.partial(_calibrations, loaded, gates, tuple(counts), seed, place, extractor)
+        calibrations = ranks.first_does(measure)
+        if calibrations is None:
+            calibrations = measure()
+        request = make_request(
+            loaded, counts, calibrations, gates, extractor if gates.closed else None, shard_size=shard_size,
+            file_format=file_format, quality=quality, seed=seed, include_real=include_real, device=place,
+        )  # fmt: skip
+        if not ranks.agree(int(request.fingerprint[:8], 16)):
+            raise RefusedError(
+                "the processes would not make the same images: their devices, versions or data differ",
+                remedy="Start them on machines of one kind, with the same data and packages",
+            )
+        filters = filters_of(list(calibrations.values()))
+        maker = ShardMaker(loaded, request, filters, extractor if filters else None, target, place)
+        wanted = _chosen(maker, shards)
+        ranks.first_does(lambda: _begin(target, request, shards, overwrite, held))
+        missing = [name for name in wanted[ranks.number :: ranks.count] if not _is_done(target, name, request)]
         job = Job(directory.path, str(loaded.index.root), request, filters, look, target, str(place))
         _make_all(maker, job, missing, workers, progress)
         n_made = int(ranks.total(torch.tensor(len(missing))))
-        done = ranks.first_does(end) or [name for name in maker.names() if (target / name.marker).is_file()]
+        done = ranks.first_does(lambda: _end(maker, calibrations))
+        if done is None:
+            done = [name for name in maker.names() if _is_marked(target, name)]
     return _result(target, request, calibrations, done, len(maker.names()), n_made, time.monotonic() - start)
+
+
+def _begin(
+    out: Path, request: GenerationRequest, shards: tuple[int, int] | None, overwrite: bool, held: contextlib.ExitStack
+) -> None:
+    """Lock `out` as long as `held` is open, make it this request's, and clear away what a kill left."""
+    held.enter_context(files.locked(out, shared=shards is not None))
+    _claim(out, request, overwrite)
+    if shards is None:
+        files.remove_partials(out)
+
+
+def _end(maker: ShardMaker, calibrations: Mapping[str, ClassCalibration]) -> list[ShardName]:
+    """Return the shards that are there, and write the manifest when these are all."""
+    done = [name for name in maker.names() if _is_done(maker.out, name, maker.request)]
+    if len(done) == len(maker.names()):
+        write_manifest(maker.out, maker.run, maker.request, calibrations, done)
+    return done
+
+
+def _is_marked(out: Path, name: ShardName) -> bool:
+    try:
+        return bool(read_marker(out, name))
+    except DamagedError:
+        return False
 
 
 def _check_options(shard_size: int, file_format: str, quality: int, workers: int, seed: int) -> None:

@@ -69,7 +69,7 @@ def _manifest(
         "request": request.to_json(),
         "validation": {"fraction": run.recipe.data.val_fraction, "seed": run.recipe.seed},
         "square": run.recipe.data.square,
-        "features": {"extractor": run.recipe.features.extractor, "input_px": run.recipe.features.input_px},
+        "features": {key: getattr(run.recipe.features, key) for key in ("extractor", "input_px", "layer")},
         "images": sum(marker["images"] for marker in markers.values()),
         "classes": classes,
         "calibration": {name: calibration.to_json() for name, calibration in calibrations.items()},

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from rebalance.devices import prepared
 from rebalance.errors import RebalanceError
 from rebalance.features import FeatureExtractor, choose_extractor
 from rebalance.filtering import CHECKS, ImageFilter
@@ -63,7 +64,7 @@ class Job:
 
     def maker(self) -> ShardMaker:
         """Load the run and build the maker."""
-        device = torch.device(self.device)
+        device = prepared(torch.device(self.device))
         run = load_run(RunDirectory(self.run), self.data, device)
         extractor = self.look.extractor(run, device) if self.filters else None
         return ShardMaker(run, self.request, self.filters, extractor, self.out, device)

@@ -109,7 +109,10 @@ def fit(
             remedy="Choose a folder outside DATA",
         )
     with joined(place) as ranks, contextlib.ExitStack() as held:
-        resumed = bool(ranks.first_does(lambda: _begin_or_resume(directory, request, place, held)))
+        if ranks.count > 1:
+            pairs_per_class = make_method(request.recipe, 1, seed=request.recipe.seed).pairs_per_class
+            ranks.share_of(request.recipe.training.batch, "training.batch", pairs_per_class)
+        resumed = bool(ranks.first_does(lambda: _begin_or_resume(directory, request, place, held, ranks)))
         index = directory.index().moved_to(Path(data))
         fitting = Fitting(directory, directory.recipe(), index, directory.plan(), place, progress, ranks)
         fitting.run()
@@ -131,7 +134,7 @@ class _Request:
 
 
 def _begin_or_resume(
-    directory: RunDirectory, request: _Request, device: torch.device, held: contextlib.ExitStack
+    directory: RunDirectory, request: _Request, device: torch.device, held: contextlib.ExitStack, ranks: Ranks
 ) -> bool:
     """Lock the run as long as `held` is open, and decide what is to be trained; return whether it had been decided."""
     recipe = request.recipe
@@ -145,20 +148,20 @@ def _begin_or_resume(
     if resumed:
         directory.check_same(recipe, index, request.balance, request.max_multiple)
     else:
-        _begin(directory, request, index, device)
+        _begin(directory, request, index, device, ranks)
     return resumed
 
 
-def _begin(directory: RunDirectory, request: _Request, index: ImageIndex, device: torch.device) -> None:
+def _begin(directory: RunDirectory, request: _Request, index: ImageIndex, device: torch.device, ranks: Ranks) -> None:
     """Decide everything that is decided before step 0, and write it."""
     recipe = request.recipe
     torch.set_num_threads(recipe.training.threads or cpu_count())
     plan = make_plan(index, recipe, make_extractor(recipe.features, device), request.balance, request.max_multiple)
     plan = with_estimate(index, recipe, plan, device)
-    directory.begin(_with_timed_choices(recipe, plan, device), index, plan)
+    directory.begin(_with_timed_choices(recipe, plan, device, ranks), index, plan)
 
 
-def _with_timed_choices(recipe: Recipe, plan: Plan, device: torch.device) -> Recipe:
+def _with_timed_choices(recipe: Recipe, plan: Plan, device: torch.device, ranks: Ranks) -> Recipe:
     """Time threads, precisions and layouts of the method and of the encoder; return the recipe without "auto"."""
     rng = torch.Generator().manual_seed(recipe.seed)
     size, training, encoder = recipe.data.size_px, recipe.training, recipe.modalities.encoder
@@ -167,8 +170,9 @@ def _with_timed_choices(recipe: Recipe, plan: Plan, device: torch.device) -> Rec
         return torch.rand(n, recipe.data.channels, size, size, generator=rng) * 2 - 1
 
     method = make_method(recipe, max(sum(plan.modalities.values()), 1), seed=recipe.seed)
-    labels = torch.zeros(training.batch, dtype=torch.int64)
-    pair = PairBatch(noise(training.batch), labels, noise(training.batch), labels)
+    share = training.batch // ranks.count
+    labels = torch.zeros(share, dtype=torch.int64)
+    pair = PairBatch(noise(share), labels, noise(share), labels)
     chosen, duels = choose(method, method_loop(recipe), device, pair)
     _say("translator", chosen, duels)
     training = replace(
