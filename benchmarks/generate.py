@@ -7,7 +7,7 @@ The run is one training step of `fashion-cpu` on the digits at each size: speed 
 
     forward     the generator alone on batches in memory, style codes ready, as many at once as there are processes
     generate    the whole command on the same number of processes: images a second from its start to its end, and in
-                the long run, which is the difference between n images and a tenth of them, so without start-up
+                the long run, which is the difference between n images and a quarter of them, so without start-up
     stations    one process doing only that, one after another: drawing candidates, decoding sources, translating with
                 conversion to and from bytes, encoding, writing a tar
 
@@ -42,6 +42,8 @@ from rebalance.training import RunDirectory
 
 RESULTS = Path(__file__).parent / "results" / "generate.jsonl"
 _ASK_AND_ACCEPT = {"min_confidence": 0.0, "max_similarity": 1.0, "keep": 1.0}
+_SHARD_SIZE = 50
+_SHORT = 4
 _FORWARD_SECONDS = 8.0
 _STATION_IMAGES = 1024
 
@@ -49,7 +51,10 @@ _STATION_IMAGES = 1024
 def fitted(work: Path, size_px: int) -> Path:
     """Return a run of one training step at a size."""
     data, run = data_sets.DATA_SETS["digits"].prepared(work / "digits"), work / f"run-{size_px}px"
-    changes = (f"data.size_px={size_px}", "training.steps=1", "training.precision=fp32", "training.threads=1")
+    changes = (
+        f"data.size_px={size_px}", "data.val_fraction=0", "training.steps=1", "training.precision=fp32",
+        "training.threads=1",
+    )  # fmt: skip
     rebalance.fit(data, run, "fashion-cpu", balance=amounts(3), overrides=changes, device="cpu")
     return run
 
@@ -98,7 +103,14 @@ def _generate(run: Path, out: Path, n_images: int, processes: int, filtered: boo
     before = time.perf_counter()
     asked = _ASK_AND_ACCEPT if filtered else {}
     result = rebalance.generate(
-        run, out, balance=amounts(n_images), workers=processes, device="cpu", filter_images=False, **asked
+        run,
+        out,
+        balance=amounts(n_images),
+        shard_size=_SHARD_SIZE,
+        workers=processes,
+        device="cpu",
+        filter_images=False,
+        **asked,
     )
     seconds = time.perf_counter() - before
     if sum(result.counts.values()) != n_images:
@@ -158,9 +170,9 @@ def measure(work: Path, size_px: int, n_images: int, processes: int, repeats: in
     rounds = []
     for _ in range(repeats):
         forward = forward_speed(run, processes)
-        short, _, _ = generation(run, work / "out", max(n_images // 10, 1), processes, filtered)
+        short, _, _ = generation(run, work / "out", n_images // _SHORT, processes, filtered)
         seconds, used, peak = generation(run, work / "out", n_images, processes, filtered)
-        long_run = (n_images - max(n_images // 10, 1)) / max(seconds - short, 1e-9)
+        long_run = (n_images - n_images // _SHORT) / max(seconds - short, 1e-9)
         rounds.append((forward, n_images / seconds, long_run, used / seconds / cpu_count(), peak))
     forward, whole, long_run, share, peak = (list(column) for column in zip(*rounds, strict=True))
     ratios = [made / bare for made, bare in zip(long_run, forward, strict=True)]
@@ -190,6 +202,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    if arguments.images < _SHORT * _SHARD_SIZE * max(arguments.processes):
+        parser.error("--images: too few for a shard a process")
     for size_px in arguments.sizes:
         for processes in arguments.processes:
             row = measure(arguments.work, size_px, arguments.images, processes, arguments.repeats, arguments.filter)
