@@ -42,7 +42,7 @@ from rebalance.training import RunDirectory
 
 RESULTS = Path(__file__).parent / "results" / "generate.jsonl"
 _ASK_AND_ACCEPT = {"min_confidence": 0.0, "max_similarity": 1.0, "keep": 1.0}
-_SHARD_SIZE = 50
+_SHARD_SIZE = 250
 _SHORT = 4
 _FORWARD_SECONDS = 8.0
 _STATION_IMAGES = 1024
@@ -172,7 +172,11 @@ def measure(work: Path, size_px: int, n_images: int, processes: int, repeats: in
         forward = forward_speed(run, processes)
         short, _, _ = generation(run, work / "out", n_images // _SHORT, processes, filtered)
         seconds, used, peak = generation(run, work / "out", n_images, processes, filtered)
-        long_run = (n_images - n_images // _SHORT) / max(seconds - short, 1e-9)
+        if seconds < 1.2 * short:
+            raise RuntimeError(
+                f"{n_images} images took {seconds:.1f} s, a quarter of them {short:.1f} s: take more --images"
+            )
+        long_run = (n_images - n_images // _SHORT) / (seconds - short)
         rounds.append((forward, n_images / seconds, long_run, used / seconds / cpu_count(), peak))
     forward, whole, long_run, share, peak = (list(column) for column in zip(*rounds, strict=True))
     ratios = [made / bare for made, bare in zip(long_run, forward, strict=True)]
