@@ -57,7 +57,9 @@ from rebalance.filtering import (
     fit_space,
 )
 from rebalance.filtering.calibration import real_evidence
-from rebalance.filtering.image_filter import FittedFilter, Space, texture
+from rebalance.filtering.evidence import texture
+from rebalance.filtering.fitting import FittedFilter
+from rebalance.filtering.image_filter import Space
 from rebalance.generation import LoadedRun, Made, Slot, Synthesizer, batches_by_model, candidate_stream, load_run
 from rebalance.planning import real_features
 from rebalance.training import RunDirectory

@@ -26,7 +26,7 @@ from rebalance.filtering import (
     fit_filter,
     fit_space,
 )
-from rebalance.filtering.image_filter import near_copies, texture
+from rebalance.filtering.evidence import near_copies, texture
 from rebalance.filtering.store import digest, load_filters, save_filters
 
 pytestmark = pytest.mark.usefixtures("one_thread")

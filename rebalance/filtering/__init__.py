@@ -1,11 +1,14 @@
 """Station 7, filtering: what an image must pass, and what a whole class must.
 
-`gates` says what a user asks for, `image_filter` fits and asks the checks of single images, `class_gate` holds what
-passes against the real images of its class, `calibration` does both for a run, `store` keeps the result.
+`gates` says what a user asks for, `evidence` what is known of images, `image_filter` asks the checks of single images,
+`fitting` sets their limits, `class_gate` holds what passes against the real images of its class, `calibration` does all
+of it for a run, `store` keeps the result.
 """
 
 from rebalance.filtering.calibration import calibrate, evidence_of
 from rebalance.filtering.class_gate import ClassCalibration, calibrate_class, filters_of
+from rebalance.filtering.evidence import Evidence, RealFeatures
+from rebalance.filtering.fitting import fit_filter, fit_space
 from rebalance.filtering.gates import Gates, Threshold
 from rebalance.filtering.image_filter import (
     CHECKS,
@@ -13,14 +16,10 @@ from rebalance.filtering.image_filter import (
     LOW_CONFIDENCE,
     MEMORISED,
     OUTLIER,
-    Evidence,
     FilterOptions,
     ImageFilter,
-    RealFeatures,
     Scores,
     Verdict,
-    fit_filter,
-    fit_space,
 )
 
 __all__ = [

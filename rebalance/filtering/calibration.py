@@ -16,15 +16,10 @@ from rebalance.class_probe import most_of_a_class
 from rebalance.errors import DamagedError
 from rebalance.features import FeatureExtractor
 from rebalance.filtering.class_gate import ClassCalibration, calibrate_class, filters_of
+from rebalance.filtering.evidence import Evidence, RealFeatures, near_copies, texture
+from rebalance.filtering.fitting import fit_space
 from rebalance.filtering.gates import Gates
-from rebalance.filtering.image_filter import (
-    MEMORISED,
-    Evidence,
-    RealFeatures,
-    fit_space,
-    near_copies,
-    texture,
-)
+from rebalance.filtering.image_filter import MEMORISED
 from rebalance.filtering.store import load_filters, save_filters
 from rebalance.generation import LoadedRun, Made, Slot, Synthesizer, batches_by_model, candidate_stream
 from rebalance.planning import real_features

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from rebalance import frechet, metrics
+from rebalance.filtering.evidence import Evidence, RealFeatures
+from rebalance.filtering.fitting import fit_filter
 from rebalance.filtering.gates import Gates
-from rebalance.filtering.image_filter import Evidence, ImageFilter, RealFeatures, Space, fit_filter
+from rebalance.filtering.image_filter import ImageFilter, Space
 from rebalance.filtering.store import digest
 
 _KID_SPLITS = 20

@@ -1,4 +1,4 @@
-"""What an image of a class must pass: fitted to real images and a pool of candidates, then the same for all images.
+"""What an image of a class must pass; `fitting` sets the limits.
 
 An image has no FID, but it has an *influence* on one, and there is other evidence. In the order of asking:
 
@@ -9,45 +9,26 @@ An image has no FID, but it has an *influence* on one, and there is other eviden
     memorised       it is more similar to a train image, or to that moved, flipped or compressed, than 99% of the
                     held-out real images are
     influence       keeping it takes the set's Fréchet distance up by more than the threshold allows
-
-The threshold on influence is the one with which the pool's kept images come nearest to held-out real ones, compared
-with as many images kept at random, as long as they cover no less of the real images.
 """
 
 from __future__ import annotations
 
-import io
-import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from sklearn.covariance import ledoit_wolf
 
-from rebalance import frechet, images, metrics
-from rebalance.class_probe import ClassProbe, fit_probe, held_out_confidence
+from rebalance import frechet
+from rebalance.class_probe import ClassProbe
 from rebalance.config import CHECKS
 from rebalance.errors import InputError
-
-logger = logging.getLogger(__name__)
+from rebalance.filtering.evidence import Evidence
 
 OUTLIER, LOW_CONFIDENCE, MEMORISED, INFLUENCE = CHECKS
 """The checks, in the order in which an image is asked; the first that it fails is its reason."""
 
 UNMEASURED = -1.0
-_KEPT_OF_REAL = 0.99
-_CONFIDENT_OF_REAL = 0.95
-_MOST_CONFIDENCE = 0.5
-_MISSED_COPIES = 0.1
-LEAST_HELD_OUT = 30
-_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
-_RANDOM_SETS = 8
-_FOLDS = 5
-_COVERAGE_LOSS = 0.02
-_SAME_IMAGE = 1 - 1e-6
 
 
 @dataclass(frozen=True)
@@ -79,55 +60,6 @@ class FilterOptions:
         for option, (value, least, most) in limits.items():
             if value is not None and not least <= value <= most:
                 raise InputError(option, value=value, allowed=f"{least:g} to {most:g}")
-
-
-@dataclass(frozen=True)
-class RealFeatures:
-    """What is known of the real images that filters are fitted to, by class; what is not there is not asked.
-
-    Attributes:
-        train: (n, D) features of every class that takes part.
-        held_out: (m, D) of their val images, which no fit has seen.
-        copies: (c, n, D) features of c near copies of each train image, see `near_copies`.
-        texture: (n,) of train images, see `texture`.
-        confidence: (m,) of held-out images, the method's own.
-    """
-
-    train: Mapping[str, np.ndarray]
-    held_out: Mapping[str, np.ndarray]
-    copies: Mapping[str, np.ndarray] = field(default_factory=dict)
-    texture: Mapping[str, np.ndarray] = field(default_factory=dict)
-    confidence: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What is known of candidates before they are judged.
-
-    Attributes:
-        features: (n, D).
-        texture: (n,); None is not asked.
-        confidence: (n,) probability of their class by the method itself; None where it cannot tell.
-    """
-
-    features: np.ndarray
-    texture: np.ndarray | None = None
-    confidence: np.ndarray | None = None
-
-
-def texture(pixels: np.ndarray) -> np.ndarray:
-    """Return the roughness (n,) of images (n, H, W, C) uint8: log of 1 + the mean absolute Laplacian of their gray."""
-    gray = pixels.mean(3, dtype=np.float32)
-    inner = gray[:, 1:-1, 1:-1]
-    around = gray[:, :-2, 1:-1] + gray[:, 2:, 1:-1] + gray[:, 1:-1, :-2] + gray[:, 1:-1, 2:]
-    return np.log1p(np.abs(4 * inner - around).mean((1, 2)))
-
-
-def near_copies(pixels: np.ndarray) -> list[np.ndarray]:
-    """Return what counts as copies of images (n, H, W, C) uint8: flipped, moved by a pixel four ways, compressed."""
-    moved = [np.roll(pixels, step, axis) for axis in (1, 2) for step in (1, -1)]
-    compressed = [np.asarray(Image.open(io.BytesIO(images.encode(image, "jpg", 75)))) for image in pixels]
-    return [pixels[:, :, ::-1], *moved, np.stack(compressed).reshape(pixels.shape)]
 
 
 @dataclass(frozen=True)
@@ -221,15 +153,15 @@ class ImageFilter:
         small = self.space.projection.apply(features)
         columns: dict[str, np.ndarray] = {}
         if OUTLIER in self.checks:
-            columns["outlier"] = _mahalanobis(small @ self.space.whitening - self.mean, self.precision)
+            columns["outlier"] = mahalanobis(small @ self.space.whitening - self.mean, self.precision)
             columns["outlier"] /= self.max_distance
             if self.texture and evidence.texture is not None:
                 mean, most = self.texture
                 columns["outlier"] = np.maximum(columns["outlier"], np.abs(evidence.texture - mean) / most)
         if LOW_CONFIDENCE in self.checks:
-            columns["confidence"] = _confidence(self.space, self.class_name, features, evidence.confidence)
+            columns["confidence"] = confidence_of(self.space, self.class_name, features, evidence.confidence)
         if MEMORISED in self.checks:
-            columns["similarity"] = (_normalised(features, self.space.projection) @ self.train.T).max(1)
+            columns["similarity"] = (normalised(features, self.space.projection) @ self.train.T).max(1)
         if INFLUENCE in self.checks:
             rank = np.searchsorted(self.pool, self.influence.of(small), side="left")
             columns["influence"] = rank / max(len(self.pool), 1)
@@ -264,257 +196,18 @@ class ImageFilter:
         }
 
 
-@dataclass(frozen=True)
-class FittedFilter:
-    """A filter, and what it says of the pool that it was fitted to.
-
-    Attributes:
-        image_filter: the filter.
-        pool: verdicts on the pool's images, each image's influence measured from the others.
-    """
-
-    image_filter: ImageFilter
-    pool: tuple[Verdict, ...]
-
-
-def fit_space(real: RealFeatures, dimensions: int, per_class: int, seed: int) -> Space:
-    """Fit what all classes share.
-
-    Args:
-        real: the real features.
-        dimensions: principal components, at most.
-        per_class: images of a class that the components are fitted to, at most.
-        seed: seed of all draws.
-    """
-    parts = [metrics.at_most(f, per_class, seed, number) for number, f in enumerate(real.train.values())]
-    projection = frechet.fit_projection(np.concatenate(parts), dimensions)
-    small = [projection.apply(part) for part in parts if len(part)]
-    within, _ = ledoit_wolf(np.concatenate([part - part.mean(0) for part in small]), assume_centered=True)
-    values, vectors = np.linalg.eigh(within)
-    whitening = vectors / np.sqrt(values.clip(min=max(values.max() * 1e-9, 1e-12))) @ vectors.T
-    return Space(projection, whitening, fit_probe(real.train, seed))
-
-
-def fit_filter(
-    class_name: str, real: RealFeatures, space: Space, pool: Evidence, options: FilterOptions, seed: int
-) -> FittedFilter:
-    """Calibrate the checks of a class.
-
-    Args:
-        class_name: the class.
-        real: real features; at least 2 train images of the class.
-        space: of `fit_space` on the same.
-        pool: p candidates.
-        options: checks and limits.
-        seed: seed of all draws.
-
-    Raises:
-        InputError: too few real images or candidates, or values that are not finite.
-    """
-    train, held_out = real.train[class_name], real.held_out.get(class_name, np.zeros((0, pool.features.shape[1])))
-    if len(train) < 2:
-        raise InputError(
-            f"class {class_name!r} has too few real images for a filter", value=len(train), allowed="2 or more"
-        )
-    for features in (train, held_out, pool.features):
-        if not np.isfinite(features).all():
-            raise InputError(f"features of class {class_name!r} contain values that are not finite")
-    fitting = _Fitting(class_name, real, train, held_out, space, options, seed)
-    mean, precision, max_distance = fitting.distance()
-    without_influence = ImageFilter(
-        class_name=class_name,
-        checks=tuple(check for check in CHECKS if check in options.checks),
-        space=space,
-        mean=mean,
-        precision=precision,
-        max_distance=max_distance,
-        texture=fitting.texture(),
-        min_confidence=fitting.min_confidence(pool.confidence is not None),
-        train=fitting.bank(),
-        max_similarity=fitting.max_similarity(),
-        influence=frechet.Influence(np.zeros_like(precision), np.zeros_like(mean), 0.0),
-        max_influence=0.0,
-        pool=np.zeros(0),
-    )
-    return fitting.with_influence(without_influence, pool)
-
-
-@dataclass(frozen=True)
-class _Fitting:
-    """The calibration of one class, check by check."""
-
-    class_name: str
-    real: RealFeatures
-    train: np.ndarray
-    held_out: np.ndarray
-    space: Space
-    options: FilterOptions
-    seed: int
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def _has_held_out(self) -> bool:
-        return len(self.held_out) >= LEAST_HELD_OUT
-
-    def distance(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """Mean and precision of the real images, and the distance within which 99% lie, each seen from the others."""
-        whitened = self.space.projection.apply(self.train) @ self.space.whitening
-        n, mean = len(whitened), whitened.mean(0)
-        centred = whitened - mean
-        _, shrinkage = ledoit_wolf(centred, assume_centered=True)
-        # Towards the pooled within-class covariance, which is the identity here; of few images little is known.
-        shrinkage = max(shrinkage, min(1.0, len(mean) / (4 * n)))
-        covariance = (1 - shrinkage) * centred.T @ centred / n + shrinkage * np.eye(len(mean))
-        precision = np.linalg.inv(covariance)
-        # Leaving one out moves the mean and takes one outer product from the covariance (Sherman and Morrison, 1950).
-        own = _mahalanobis(centred, precision) ** 2
-        taken = (1 - shrinkage) * n / (n - 1) / n
-        left_out = (n / (n - 1)) ** 2 * own / (1 - taken * own).clip(min=1e-6)
-        return mean, precision, float(np.sqrt(np.quantile(left_out, _KEPT_OF_REAL)))
-
-    def texture(self) -> tuple[float, ...]:
-        """Mean and largest deviation of the real images' texture: what 99% keep, seen from the others, or 3 sigma."""
-        of_train = self.real.texture.get(self.class_name)
-        if of_train is None:
-            return ()
-        n, mean = len(of_train), float(of_train.mean())
-        deviation = np.abs(of_train - mean) * n / (n - 1)
-        return mean, float(max(np.quantile(deviation, _KEPT_OF_REAL), 3 * of_train.std(ddof=1), 1e-3))
-
-    def bank(self) -> np.ndarray:
-        """What a memorised image is similar to: train images, then their near copies, block by block."""
-        copies = self.real.copies.get(self.class_name)
-        every = self.train if copies is None else np.concatenate([self.train, *copies])
-        return _normalised(every, self.space.projection)
-
-    def min_confidence(self, own: bool) -> float:
-        """The least confidence: given, or what 95% of real images reach by classifiers that have not seen them.
-
-        Args:
-            own: whether the method's own confidence is asked too; of train images, which it has seen, it counts as 1.
-        """
-        if self.options.min_confidence is not None:
-            return self.options.min_confidence
-        if LOW_CONFIDENCE not in self.options.checks or self.space.probe is None:
-            return 0.0
-        if self._has_held_out:
-            of_method = self.real.confidence.get(self.class_name) if own else None
-            unseen = _confidence(self.space, self.class_name, self.held_out, of_method)
-        else:
-            unseen = held_out_confidence(self.real.train, self.class_name, self.seed)
-            unseen = np.sqrt(unseen) if own else unseen
-        return min(float(np.quantile(unseen, 1 - _CONFIDENT_OF_REAL)), _MOST_CONFIDENCE)
-
-    def max_similarity(self) -> float:
-        """The largest similarity: given, or that within which 99% of held-out images are to train images."""
-        if self.options.max_similarity is not None:
-            return self.options.max_similarity
-        if MEMORISED not in self.options.checks:
-            return 1.0
-        bank, n = self.bank(), len(self.train)
-        if self._has_held_out:
-            nearest = (_normalised(self.held_out, self.space.projection) @ bank.T).max(1)
-        else:
-            self._note(f"{len(self.held_out)} held-out images are too few: memorised is judged by train images")
-            similarities = (bank[:n] @ bank.T).reshape(n, -1, n)
-            own = np.arange(n)
-            of_copies = similarities[own, 1:, own]
-            similarities[own, :, own] = -1
-            nearest = similarities.max((1, 2))
-            if of_copies.size:
-                # Few neighbours say little of how near real images come; what is as near as most copies is one.
-                nearest = np.append(nearest, np.quantile(of_copies, _MISSED_COPIES))
-                return float(nearest[nearest < _SAME_IMAGE].max(initial=-1.0))
-        nearest = nearest[nearest < _SAME_IMAGE]
-        return float(np.quantile(nearest, _KEPT_OF_REAL)) if len(nearest) else _SAME_IMAGE
-
-    def with_influence(self, found: ImageFilter, pool: Evidence) -> FittedFilter:
-        """Add the influence on the distance of the pool's images that pass the other checks."""
-        others = replace(found, checks=tuple(check for check in found.checks if check != INFLUENCE))
-        verdicts = [others.judge(scores) for scores in others.scores(pool)]
-        passed = np.array([verdict.accepted for verdict in verdicts], bool)
-        if INFLUENCE not in found.checks:
-            return FittedFilter(replace(others, notes=tuple(self.notes)), tuple(verdicts))
-        why_not = self._without_influence(int(passed.sum()), len(passed))
-        if why_not:
-            self._note(f"{why_not}: influence is not asked")
-            return FittedFilter(replace(others, notes=tuple(self.notes)), tuple(verdicts))
-        small = self.space.projection.apply(pool.features[passed])
-        values = self._unseen_influence(small)
-        most = float(np.quantile(values, self.options.keep or self._best_share(pool.features[passed], small, values)))
-        for position, value in zip(np.flatnonzero(passed), values, strict=True):
-            verdicts[position] = Verdict((INFLUENCE,) if value > most else ())
-        influence = frechet.influence(self._moments(self.train), frechet.moments(small))
-        complete = replace(
-            found, influence=influence, max_influence=most, pool=np.sort(values), notes=tuple(self.notes)
-        )
-        return FittedFilter(complete, tuple(verdicts))
-
-    def _without_influence(self, n_passed: int, n_pool: int) -> str:
-        """Why influence cannot be asked, "" when it can; a share that is given needs no held-out images."""
-        if self.options.keep is not None:
-            return "" if n_passed > _FOLDS else f"{n_passed} of {n_pool} candidates passed the other checks"
-        if n_passed < 2 * LEAST_HELD_OUT:
-            return f"{n_passed} of {n_pool} candidates passed the other checks"
-        return "" if self._has_held_out else f"{len(self.held_out)} held-out images are too few"
-
-    def _unseen_influence(self, small: np.ndarray) -> np.ndarray:
-        """The influence of each of the pool's images, from the others: from itself, it would be too low."""
-        real, values = self._moments(self.train), np.empty(len(small))
-        for left_out in np.array_split(np.random.default_rng(self.seed).permutation(len(small)), _FOLDS):
-            others = np.delete(small, left_out, 0)
-            values[left_out] = frechet.influence(real, frechet.moments(others)).of(small[left_out])
-        return values
-
-    def _moments(self, features: np.ndarray) -> frechet.Moments:
-        """Moments in principal components, shrunk towards the pooled within-class covariance."""
-        small = self.space.projection.apply(features)
-        mean = small.mean(0)
-        covariance, _ = ledoit_wolf((small - mean) @ self.space.whitening, assume_centered=True)
-        back = np.linalg.inv(self.space.whitening)
-        return frechet.Moments(mean, back @ covariance @ back + np.eye(len(mean)) * 1e-10, len(small))
-
-    def _best_share(self, features: np.ndarray, small: np.ndarray, values: np.ndarray) -> float:
-        """The share to keep: the kept set's distance against that of as many images at random, coverage held."""
-        reference = self.held_out
-        real, rng = self._moments(reference), np.random.default_rng(self.seed)
-        order, best, best_gain = np.argsort(values, kind="stable"), 1.0, 0.0
-        for share in _SHARES[1:]:
-            kept = order[: round(share * len(order))]
-            random = [rng.choice(len(order), len(kept), replace=False) for _ in range(_RANDOM_SETS)]
-            if (
-                _coverage(reference, features[kept])
-                < np.mean([_coverage(reference, features[r]) for r in random]) - _COVERAGE_LOSS
-            ):
-                continue
-            by_chance = [frechet.frechet_distance(real, frechet.moments(small[r])) for r in random]
-            gain = float(np.mean(by_chance) - frechet.frechet_distance(real, frechet.moments(small[kept])))
-            if gain > max(best_gain, 2 * np.std(by_chance)):
-                best, best_gain = share, gain
-        return best
-
-    def _note(self, text: str) -> None:
-        self.notes.append(text)
-        logger.warning("class %r: %s", self.class_name, text)
-
-
-def _confidence(space: Space, name: str, features: np.ndarray, own: np.ndarray | None) -> np.ndarray:
+def confidence_of(space: Space, name: str, features: np.ndarray, own: np.ndarray | None) -> np.ndarray:
     """The classifier's confidence, or its geometric mean with the method's own: each has blind spots of its own."""
     of_probe = space.probe.confidence(features, name) if space.probe else np.ones(len(features))
     return of_probe if own is None else np.sqrt(of_probe * own)
 
 
-def _coverage(real: np.ndarray, synthetic: np.ndarray) -> float:
-    if min(len(real), len(synthetic)) <= metrics.NEIGHBOURS:
-        return 0.0
-    return metrics.neighbourhoods(real, synthetic).coverage
-
-
-def _mahalanobis(centred: np.ndarray, precision: np.ndarray) -> np.ndarray:
+def mahalanobis(centred: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    """Return Mahalanobis distances (n,) of vectors from the mean (n, d), with an inverse covariance (d, d)."""
     return np.sqrt(((centred @ precision) * centred).sum(1).clip(min=0))
 
 
-def _normalised(features: np.ndarray, projection: frechet.Projection) -> np.ndarray:
+def normalised(features: np.ndarray, projection: frechet.Projection) -> np.ndarray:
     """Features (n, D) from the pooled mean, of length 1."""
     centred = features.astype(np.float64) - projection.centre
     return (centred / np.linalg.norm(centred, axis=1, keepdims=True).clip(min=1e-12)).astype(np.float32)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,9 +15,9 @@ import torch
 from tqdm import tqdm
 
 from rebalance import files
-from rebalance.config import changed_keys
+from rebalance.config import Recipe
 from rebalance.devices import choose_device, cpu_count
-from rebalance.errors import DamagedError, InputError, RefusedError
+from rebalance.errors import InputError, RefusedError
 from rebalance.features import FeatureExtractor
 from rebalance.filtering import (
     CHECKS,
@@ -35,13 +34,12 @@ from rebalance.filtering import (
 from rebalance.generation import LoadedRun, Synthesizer, load_run
 from rebalance.planning import Plan, cap, resolve_balance
 from rebalance.ranks import joined
+from rebalance.shards.claim import claim, is_done, is_marked
 from rebalance.shards.make import ShardMaker, ShardName
-from rebalance.shards.manifest import REQUEST, read_marker, write_manifest
+from rebalance.shards.manifest import read_marker, write_manifest
 from rebalance.shards.request import REAL, GenerationRequest, make_request
 from rebalance.shards.workers import Job, Look, make_here, make_in_processes, torch_threads
 from rebalance.training import RunDirectory
-
-logger = logging.getLogger(__name__)
 
 FORMATS = ("jpg", "png", "webp")
 
@@ -156,11 +154,8 @@ def generate(
         )
     place, directory, target = choose_device(device), RunDirectory(Path(run)), Path(out)
     loaded = load_run(directory, str(data) if data is not None else None, place)
-    given = {LOW_CONFIDENCE: min_confidence, MEMORISED: max_similarity, INFLUENCE: keep}
-    asked = loaded.recipe.filtering.checks if filter_images else ()
-    checks = tuple(check for check in CHECKS if check in asked or given.get(check) is not None)
     gates = Gates(
-        FilterOptions(checks, keep, min_confidence, max_similarity),
+        _checks(loaded.recipe, filter_images, keep, min_confidence, max_similarity),
         Threshold.parse(max_fid, "--max-fid") if max_fid is not None else None,
         Threshold.parse(max_kid, "--max-kid") if max_kid is not None else None,
     )
@@ -186,14 +181,24 @@ def generate(
         maker = ShardMaker(loaded, request, filters, extractor if filters else None, target, place)
         wanted = _chosen(maker, shards)
         ranks.first_does(lambda: _begin(target, request, shards, overwrite, held))
-        missing = [name for name in wanted[ranks.number :: ranks.count] if not _is_done(target, name, request)]
+        missing = [name for name in wanted[ranks.number :: ranks.count] if not is_done(target, name, request)]
         job = Job(directory.path, str(loaded.index.root), request, filters, look, target, str(place))
         _make_all(maker, job, missing, workers, progress)
         n_made = int(ranks.total(torch.tensor(len(missing))))
         done = ranks.first_does(lambda: _end(maker, calibrations))
         if done is None:
-            done = [name for name in maker.names() if _is_marked(target, name)]
+            done = [name for name in maker.names() if is_marked(target, name)]
     return _result(target, request, calibrations, done, len(maker.names()), n_made, time.monotonic() - start)
+
+
+def _checks(
+    recipe: Recipe, filter_images: bool, keep: float | None, min_confidence: float | None, max_similarity: float | None
+) -> FilterOptions:
+    """Return the recipe's checks where images are filtered, and those whose limit is given."""
+    given = {LOW_CONFIDENCE: min_confidence, MEMORISED: max_similarity, INFLUENCE: keep}
+    asked = recipe.filtering.checks if filter_images else ()
+    checks = tuple(check for check in CHECKS if check in asked or given.get(check) is not None)
+    return FilterOptions(checks, keep, min_confidence, max_similarity)
 
 
 def _begin(
@@ -201,24 +206,17 @@ def _begin(
 ) -> None:
     """Lock `out` as long as `held` is open, make it this request's, and clear away what a kill left."""
     held.enter_context(files.locked(out, shared=shards is not None))
-    _claim(out, request, overwrite)
+    claim(out, request, overwrite)
     if shards is None:
         files.remove_partials(out)
 
 
 def _end(maker: ShardMaker, calibrations: Mapping[str, ClassCalibration]) -> list[ShardName]:
     """Return the shards that are there, and write the manifest when these are all."""
-    done = [name for name in maker.names() if _is_done(maker.out, name, maker.request)]
+    done = [name for name in maker.names() if is_done(maker.out, name, maker.request)]
     if len(done) == len(maker.names()):
         write_manifest(maker.out, maker.run, maker.request, calibrations, done)
     return done
-
-
-def _is_marked(out: Path, name: ShardName) -> bool:
-    try:
-        return bool(read_marker(out, name))
-    except DamagedError:
-        return False
 
 
 def _check_options(shard_size: int, file_format: str, quality: int, workers: int, seed: int) -> None:
@@ -280,87 +278,6 @@ def _chosen(maker: ShardMaker, shards: tuple[int, int] | None) -> list[ShardName
     if not 0 <= first < last <= len(names):
         raise InputError("--shards", value=f"{first}:{last}", allowed=f"A:B with 0 <= A < B <= {len(names)}")
     return names[first:last]
-
-
-def _claim(out: Path, request: GenerationRequest, overwrite: bool) -> None:
-    """Make `out` this request's, or refuse."""
-    if overwrite:
-        _clear(out)
-    begun = _begun(out, request)
-    changes = changed_keys(begun, request.to_json()) if begun else []
-    if changes:
-        raise RefusedError(
-            f"{out} holds shards of another request: {'; '.join(changes[:8])}",
-            remedy="Choose another --out, give the same request, or start again with --overwrite",
-        )
-    if begun:
-        return
-    foreign = [item.name for item in out.iterdir() if not item.name.startswith(".")]
-    if foreign and (out / REQUEST).is_file():
-        _claim(out, request, overwrite=False)  # another range has begun it meanwhile
-        return
-    if foreign:
-        raise RefusedError(
-            f"{out} is not empty and holds no shards of this tool: {', '.join(sorted(foreign)[:5])}",
-            remedy="Choose an empty --out",
-        )
-    _write_request(out, request)
-
-
-def _begun(out: Path, request: GenerationRequest) -> dict[str, Any]:
-    """Return the request that `out` was begun with, empty when it was not; mend its file where shards tell it."""
-    path = out / REQUEST
-    try:
-        return files.read_sealed_json(path)["request"]
-    except DamagedError as error:
-        if _holds_shards_of(out, request):
-            logger.warning("%s It is written again, because the shards beside it are of this request.", error)
-            _write_request(out, request)
-            return request.to_json()
-        if path.is_file():
-            raise DamagedError(str(error), remedy="Start again with --overwrite") from error
-        return {}
-
-
-def _write_request(out: Path, request: GenerationRequest) -> None:
-    files.write_sealed_json(out / REQUEST, {"fingerprint": request.fingerprint, "request": request.to_json()})
-
-
-def _holds_shards_of(out: Path, request: GenerationRequest) -> bool:
-    for path in out.glob("*-*.json"):
-        try:
-            if files.read_sealed_json(path).get("fingerprint") == request.fingerprint:
-                return True
-        except DamagedError:
-            continue
-    return False
-
-
-def _clear(out: Path) -> None:
-    """Delete an output, its request last, so that a kill in between leaves it recognisable."""
-    if not (out / REQUEST).is_file():
-        return
-    for pattern in ("*.tar", "*.json", "README.md"):
-        for path in out.glob(pattern):
-            if path.name != REQUEST:
-                path.unlink()
-    (out / REQUEST).unlink()
-
-
-def _is_done(out: Path, name: ShardName, request: GenerationRequest) -> bool:
-    """Whether a shard is there and whole; says so when one that was finished is not."""
-    if not (out / name.marker).is_file():
-        return False
-    try:
-        marker = read_marker(out, name)
-    except DamagedError as error:
-        logger.warning("%s It is made again.", error)
-        return False
-    tar = out / name.tar
-    if not tar.is_file() or files.sha256_file(tar) != marker["sha256"]:
-        logger.warning("%s is missing or damaged; it is made again", tar)
-        return False
-    return marker["fingerprint"] == request.fingerprint
 
 
 def _make_all(maker: ShardMaker, job: Job, missing: Sequence[ShardName], workers: int, progress: bool) -> None:

@@ -13,21 +13,21 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from rebalance import files, images
 from rebalance.config import Recipe, load_recipe
 from rebalance.devices import choose_device, cpu_count
 from rebalance.errors import DamagedError, InputError
-from rebalance.features import ENCODER, FeatureExtractor, make_extractor
+from rebalance.features import ENCODER, make_extractor
 from rebalance.index import ImageIndex, build_index, carve_validation
-from rebalance.methods import Method, PairBatch, make_method
+from rebalance.methods import PairBatch, make_method
 from rebalance.modalities import ImageBatch, Modalities, assign, embed, make_encoder, modality_preview
 from rebalance.planning import Plan, make_plan
 from rebalance.ranks import Ranks, joined
-from rebalance.training.checkpoints import CheckpointFolder, load_network, read_state
+from rebalance.training.checkpoints import CheckpointFolder, read_state
 from rebalance.training.data import EncoderBatches, ImageStore, PairBatches, build_store, make_pools
 from rebalance.training.estimate import with_estimate
+from rebalance.training.loading import reference_labels
 from rebalance.training.logs import TrainingLog
 from rebalance.training.loop import LoopOptions, Trainer, train
 from rebalance.training.precision import Duel, choose, described
@@ -380,12 +380,6 @@ def _label_images(name: str, labels: tuple[int, ...], modalities: Modalities) ->
     return [(labels.index(modality), modalities.images_of(modality)) for modality in modalities.of_class(name)]
 
 
-def reference_labels(image_ids: Sequence[int], labels: tuple[int, ...], modalities: Modalities) -> list[int]:
-    """Return the translator class of each image, 0 for those of a target that was left out of training."""
-    numbers = {modality: label for label, modality in enumerate(labels)}
-    return [numbers.get(modalities.of_image(int(image_id)), 0) for image_id in image_ids]
-
-
 def related_classes(unit: Unit, recipe: Recipe) -> np.ndarray:
     """Return which classes of a model are paired, (n, n) bool: all, or those of a common target."""
     n = len(unit.classes)
@@ -396,59 +390,3 @@ def related_classes(unit: Unit, recipe: Recipe) -> np.ndarray:
         members = [number for number, name in enumerate(unit.classes) if name in group]
         related[np.ix_(members, members)] = True
     return related
-
-
-def load_method(
-    directory: RunDirectory, unit: Unit, modalities: Modalities, recipe: Recipe, device: torch.device
-) -> tuple[Method, str]:
-    """Load a trained model for generation, averaged weights where there are any; return it with their SHA-256.
-
-    Raises:
-        InputError: its training has not ended.
-        DamagedError: its checkpoint is damaged.
-    """
-    folder = CheckpointFolder(directory.checkpoints(unit.name))
-    if folder.last_step() < recipe.training.steps:
-        raise InputError(
-            f"the run's model {unit.name} stands at step {folder.last_step()} of {recipe.training.steps}",
-            remedy="Run the same `rebalance fit` command again to finish it",
-        )
-    weights, digest = folder.generating_weights()
-    method = make_method(recipe, len(unit.labels(modalities)), seed=recipe.seed)
-    for name in method.generating:
-        prefix = f"averaged/{name}/" if name in method.averaged else f"{name}/"
-        load_network(method.networks[name], weights, prefix)
-        method.networks[name].to(device).eval().requires_grad_(False)
-    return method, digest
-
-
-def load_encoder(directory: RunDirectory, recipe: Recipe, device: torch.device) -> FeatureExtractor:
-    """Load the encoder that found the modalities, as features of any images.
-
-    Raises:
-        InputError: the run has none.
-        DamagedError: its checkpoint is damaged.
-    """
-    folder = CheckpointFolder(directory.checkpoints(ENCODER))
-    if not folder.paths():
-        raise InputError(
-            f"--features encoder: the run {directory.path} has no encoder, because it did not cluster its classes",
-            remedy="Use --features efficientnet",
-        )
-    encoder = make_encoder(recipe)
-    weights, digest = folder.generating_weights()
-    for name, network in encoder.networks.items():
-        load_network(network, weights, f"{name}/")
-        network.to(device).eval().requires_grad_(False)
-    side, channels = recipe.data.size_px, recipe.data.channels
-
-    @torch.inference_mode()
-    def extract(pixels: np.ndarray) -> np.ndarray:
-        batch = images.to_float(torch.from_numpy(pixels)).to(device)
-        if batch.shape[1] != channels:
-            batch = batch.mean(1, keepdim=True).expand(-1, channels, -1, -1)
-        batch = F.interpolate(batch, size=(side, side), mode="bicubic", align_corners=False, antialias=True)
-        return F.normalize(encoder.features(batch).float()).cpu().numpy()
-
-    dimensions = extract(np.zeros((1, side, side, channels), np.uint8)).shape[1]
-    return FeatureExtractor(ENCODER, dimensions, recipe.features.batch, extract, f"{digest} {device.type}")
