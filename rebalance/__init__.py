@@ -1,7 +1,7 @@
 """Fill up the rare classes of an image data set with translated images of its rich ones.
 
-The public functions, in the order of use: `inspect`, `plan`, `fit`, `generate`, `verify`, `evaluate`, `load_shards`.
-They are imported on first use, because torch takes seconds to import.
+The public functions, in the order of use: `inspect`, `plan`, `fit`, `generate`, `filter`, `verify`,
+`evaluate`, `load_shards`. They are imported on first use, because torch takes seconds to import.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rebalance.version import __version__
 if TYPE_CHECKING:
     from rebalance.api import inspect, plan, verify
     from rebalance.evaluation import evaluate
-    from rebalance.shards import generate, load_shards
+    from rebalance.shards import filter, generate, load_shards
     from rebalance.training import fit
 
 _HOMES = {
@@ -21,12 +21,13 @@ _HOMES = {
     "inspect": "rebalance.api",
     "plan": "rebalance.api",
     "fit": "rebalance.training",
+    "filter": "rebalance.shards",
     "generate": "rebalance.shards",
     "verify": "rebalance.api",
     "load_shards": "rebalance.shards",
 }
 
-__all__ = ["__version__", "evaluate", "fit", "generate", "inspect", "load_shards", "plan", "verify"]
+__all__ = ["__version__", "evaluate", "filter", "fit", "generate", "inspect", "load_shards", "plan", "verify"]
 
 
 def __getattr__(name: str) -> Any:

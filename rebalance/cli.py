@@ -175,11 +175,39 @@ def generate(run: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     sys.exit(result.exit_code)
 
 
+@cli.command("filter")
+@click.argument("images", type=click.Path(path_type=Path))
+@click.option("--real", required=True, type=click.Path(path_type=Path), help="The real data set.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the shards.")
+@_filter_options
+@click.option("--pool", type=int, help="Images of a class that it is calibrated on, at most.  [default: 512]")
+@click.option("--shard-size", type=int, default=_SHARD_SIZE, show_default=True, help="Images that a shard is made of.")
+@click.option("--features", help=f"Features in which images are judged. {_FEATURES_HELP}  [default: the run's]")
+@click.option("--run", type=click.Path(path_type=Path), help="Run whose encoder is meant by --features encoder.")
+@click.option("--input-px", type=int, help="Side of the images that efficientnet sees.  [default: the run's, else 224]")
+@click.option("--weights", type=click.Path(path_type=Path), help="Inception weights.")
+@click.option("--square", type=click.Choice(["crop", "pad", "squash"]), help="How images become square.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all draws.")
+@click.option("--overwrite", is_flag=True, help="Delete what OUT holds and start again.")
+@_options(_device, _json, _quiet)
+def filter_images(images: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Write those of IMAGES that pass the filter to shards; the same command again makes what is missing.
+
+    IMAGES were made by any generator: an image folder, manifest or shards with the classes of the real data set, or a
+    complete output of generate or filter.
+    """
+    from rebalance import reporting, shards
+
+    result = shards.filter(images, progress=not quiet, **options)
+    _emit(result, reporting.filter_text(result), as_json)
+    sys.exit(result.exit_code)
+
+
 @cli.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @_options(_json, _quiet)
 def verify(path: Path, as_json: bool, quiet: bool) -> None:
-    """Check every file of PATH, a run or an output of generate, against the hash written with it."""
+    """Check every file of PATH, a run or an output of generate or filter, against the hash written with it."""
     from rebalance import api, reporting
 
     result = api.verify(path, progress=not quiet)
@@ -201,7 +229,7 @@ def verify(path: Path, as_json: bool, quiet: bool) -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of all draws.")
 @_options(_device, _json, _quiet)
 def evaluate(synthetic: Path, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Compare SYNTHETIC, an output of generate or any images in class folders, with held-out real images."""
+    """Compare SYNTHETIC, an output of generate or filter or any images, with held-out real images."""
     from rebalance import evaluation, reporting
 
     result = evaluation.evaluate(synthetic, progress=not quiet, **options)

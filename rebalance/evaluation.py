@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import PIL
-import torch
 
 from rebalance import files, frechet, metrics
 from rebalance.class_probe import ClassProbe, fit_probe
@@ -19,17 +17,10 @@ from rebalance.errors import InputError
 from rebalance.features import FeatureExtractor, choose_extractor
 from rebalance.index import ImageIndex, build_index, carve_validation
 from rebalance.index.table import SPLITS
-from rebalance.pictures import (
-    Picture,
-    View,
-    check_classes,
-    feature_options,
-    manifest_of,
-    pictures_of_folder,
-    pictures_of_output,
-    view_of,
-)
-from rebalance.training import RunDirectory, load_encoder
+from rebalance.pictures import Picture, check_classes, pictures_of_folder, pictures_of_output, view_of
+from rebalance.shards.manifest import manifest_of
+from rebalance.training import encoder_of
+from rebalance.views import RealImages, View, feature_options
 
 RESULT = "evaluation.json"
 _FLOOR_DRAWS = 20
@@ -148,20 +139,13 @@ def evaluate(
     check_classes(made, index, chosen)
     look = view_of(made, manifest, square)
     options, place = feature_options(manifest, extractor, input_px, weights), choose_device(device)
-    chosen_extractor = choose_extractor(extractor, options, place, lambda: _encoder_of(run, place))
+    chosen_extractor = choose_extractor(extractor, options, place, lambda: encoder_of(run, place))
     comparison = _Comparison(index, chosen, look, chosen_extractor, max_images, seed)
     classes = comparison.classes({name: made[name] for name in index.classes if name in made}, dimensions)
     result = Evaluation(synthetic, chosen, comparison.extractor.name, seed, classes, _mean(classes))
     if manifest:
         files.write_json(synthetic / RESULT, {**result.to_json(), "images": ""})
     return result
-
-
-def _encoder_of(run: str | Path | None, device: torch.device) -> FeatureExtractor:
-    if run is None:
-        raise InputError("--features encoder needs --run: the run whose encoder is meant")
-    directory = RunDirectory(Path(run))
-    return load_encoder(directory, directory.recipe(), device)
 
 
 def _check(split: str | None, square: str | None, dimensions: int, max_images: int, seed: int) -> None:
@@ -216,8 +200,7 @@ class _Comparison:
     def _real(self, split: str, name: str) -> np.ndarray:
         key = (self.seed, SPLITS.index(split), self.index.label(name))
         rows = metrics.at_most(self.index.rows(split, name), self.max_images, *key)
-        keys = [f"{content} {self.look} {PIL.__version__}" for content in self.index.column("hash")[rows]]
-        return self.extractor.extract_known(keys, (self.look.of_real(self.index.load(int(row))) for row in rows))
+        return RealImages(self.index, self.look, self.extractor).features(rows)
 
     def _of_class(
         self,

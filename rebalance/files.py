@@ -159,6 +159,21 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
     return rest
 
 
+def read_hashed(path: Path, sha256: str) -> bytes:
+    """Read a file that this package wrote.
+
+    Raises:
+        DamagedError: the file is missing or its hash is another.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read: {error.strerror}") from error
+    if sha256_bytes(data) != sha256:
+        raise DamagedError(f"{path} is damaged")
+    return data
+
+
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary directory beside `path`; on success it is fsynced and renamed to `path`, else removed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from rebalance.errors import InputError
 # Keeps a class without any variance usable; far below any real feature variance.
 _LEAST_VARIANCE = 1e-10
 _INFINITY_POINTS = 8
+_DRAWN_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True)
@@ -94,16 +96,18 @@ def moments(features: np.ndarray) -> Moments:
 
 
 class StreamingMoments:
-    """Mean and plain covariance of features that come in parts, in float64; parts merge in any order.
+    """Mean and covariance of features that come in parts, in float64; parts merge in any order.
 
-    Sums of squares are taken around the mean (Chan, Golub and LeVeque, 1983), so nothing is lost to a large mean.
-    Memory does not grow with n. For sets that are large against d; `moments` shrinks what small ones cannot tell.
+    Sums of squares are taken around the mean (Chan, Golub and LeVeque, 1983), so nothing is lost to a large mean. What
+    shrinking needs of the third and fourth powers is kept as well. Memory does not grow with n.
     """
 
     def __init__(self, dimensions: int) -> None:
         self.n = 0
         self.mean = np.zeros(dimensions)
         self._scatter = np.zeros((dimensions, dimensions))
+        self._third = np.zeros(dimensions)  # sum of |y|^2 y, with y around the mean
+        self._fourth = 0.0  # sum of |y|^4
 
     def add(self, features: np.ndarray) -> None:
         """Take in features (b, d).
@@ -117,18 +121,29 @@ class StreamingMoments:
             part = StreamingMoments(len(self.mean))
             part.n, part.mean = len(features), features.mean(0, dtype=np.float64)
             centred = features - part.mean
-            part._scatter = centred.T @ centred
+            lengths = np.square(centred).sum(1)
+            part._scatter, part._third = centred.T @ centred, lengths @ centred
+            part._fourth = float(np.square(lengths).sum())
             self.merge(part)
 
     def merge(self, other: StreamingMoments) -> None:
         """Take in what another has seen."""
-        n = self.n + other.n
         if other.n == 0:
             return
-        shift = other.mean - self.mean
-        self._scatter = self._scatter + other._scatter + np.outer(shift, shift) * (self.n * other.n / n)
-        self.mean = self.mean + shift * (other.n / n)
-        self.n = n
+        n = self.n + other.n
+        mean = self.mean + (other.mean - self.mean) * (other.n / n)
+        scatter, third, fourth = zip(self._around(mean), other._around(mean), strict=True)
+        self.n, self.mean = n, mean
+        self._scatter, self._third, self._fourth = scatter[0] + scatter[1], third[0] + third[1], sum(fourth)
+
+    def _around(self, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        """Scatter, third and fourth powers around another mean, by expanding |y + s|^2 with the shift s."""
+        shift = self.mean - mean
+        length, trace, product = shift @ shift, np.trace(self._scatter), self._scatter @ shift
+        scatter = self._scatter + np.outer(shift, shift) * self.n
+        third = self._third + trace * shift + 2 * product + self.n * length * shift
+        fourth = self._fourth + 4 * (self._third + product) @ shift + (2 * trace + self.n * length) * length
+        return scatter, third, float(fourth)
 
     def moments(self) -> Moments:
         """Return what was seen, the covariance unbiased.
@@ -136,9 +151,41 @@ class StreamingMoments:
         Raises:
             InputError: fewer than 2 images.
         """
+        self._check()
+        return Moments(self.mean, self._scatter / (self.n - 1) + np.eye(len(self.mean)) * _LEAST_VARIANCE, self.n)
+
+    def shrunk(self) -> Moments:
+        """Return what was seen, the covariance shrunk: what `moments` gives of all features at once.
+
+        Raises:
+            InputError: fewer than 2 images.
+        """
+        self._check()
+        d, covariance = len(self.mean), self._scatter / self.n
+        variance, squares = np.trace(covariance) / d, np.square(covariance).sum()
+        spread = squares - d * variance**2
+        noise = min((self._fourth / self.n - squares) / self.n, spread)
+        share = noise / spread if noise > 0 else 0.0
+        identity = np.eye(d)
+        covariance = (1 - share) * covariance + (share * variance + _LEAST_VARIANCE) * identity
+        return Moments(self.mean, covariance, self.n)
+
+    def _check(self) -> None:
         if self.n < 2:
             raise InputError("a Fréchet distance needs at least 2 images on each side", value=self.n)
-        return Moments(self.mean, self._scatter / (self.n - 1) + np.eye(len(self.mean)) * _LEAST_VARIANCE, self.n)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return everything that `from_arrays` needs."""
+        numbers = np.array([self.n, self._fourth])
+        return {"mean": self.mean, "scatter": self._scatter, "third": self._third, "numbers": numbers}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> StreamingMoments:
+        """Rebuild what `to_arrays` returned."""
+        built = cls(len(arrays["mean"]))
+        built.mean, built._scatter, built._third = arrays["mean"], arrays["scatter"], arrays["third"]
+        built.n, built._fourth = int(arrays["numbers"][0]), float(arrays["numbers"][1])
+        return built
 
 
 @dataclass(frozen=True)
@@ -204,8 +251,16 @@ def floor(real: Moments, n_synthetic: int, draws: int, seed: int) -> float:
     generator = np.random.default_rng(seed)
     cholesky = np.linalg.cholesky(real.covariance)
 
+    def features(n: int) -> np.ndarray:
+        return real.mean + generator.standard_normal((n, len(real.mean))) @ cholesky.T
+
     def draw(n: int) -> Moments:
-        return moments(real.mean + generator.standard_normal((n, len(real.mean))) @ cholesky.T)
+        if n <= _DRAWN_AT_ONCE:
+            return moments(features(n))
+        stream = StreamingMoments(len(real.mean))
+        for first in range(0, n, _DRAWN_AT_ONCE):
+            stream.add(features(min(_DRAWN_AT_ONCE, n - first)))
+        return stream.shrunk()
 
     return float(np.mean([frechet_distance(draw(real.n), draw(n_synthetic)) for _ in range(draws)]))
 
@@ -263,14 +318,18 @@ def distance_at_infinity(real: np.ndarray, synthetic: np.ndarray, seed: int) -> 
 
 def compare(real: np.ndarray, synthetic: np.ndarray, *, draws: int, seed: int) -> FrechetResult:
     """Compare features of two sets, (n, d) each, with bias and floor beside the distance."""
-    real_moments, synthetic_moments = moments(real), moments(synthetic)
+    return compare_moments(moments(real), moments(synthetic), draws=draws, seed=seed)
+
+
+def compare_moments(real: Moments, synthetic: Moments, *, draws: int, seed: int) -> FrechetResult:
+    """Compare shrunk moments of two sets, with bias and floor beside the distance."""
     return FrechetResult(
-        distance=frechet_distance(real_moments, synthetic_moments),
-        bias=bias(real_moments, len(synthetic)),
-        floor=floor(real_moments, len(synthetic), draws, seed),
-        n_real=len(real),
-        n_synthetic=len(synthetic),
-        dimensions=real.shape[1],
+        distance=frechet_distance(real, synthetic),
+        bias=bias(real, synthetic.n),
+        floor=floor(real, synthetic.n, draws, seed),
+        n_real=real.n,
+        n_synthetic=synthetic.n,
+        dimensions=len(real.mean),
     )
 
 

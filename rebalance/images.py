@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import threading
@@ -199,6 +200,33 @@ def encode(pixels: np.ndarray, file_format: str, quality: int) -> bytes:
     else:
         image.save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()
+
+
+def format_of(data: bytes) -> str:
+    """Return "jpg", "png" or "webp" by the first 12 bytes of a file, "" for anything else."""
+    if data[:3] == b"\xff\xd8\xff":
+        return "jpg"
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "png"
+    return "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else ""
+
+
+def jpeg_quality(data: bytes) -> int:
+    """Return the quality, 1 to 100, whose luminance table is nearest to that of a JPEG file."""
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        found = np.array(image.quantization[min(image.quantization)], float)
+    return 1 + int(np.abs(_luminance_tables() - found).sum(1).argmin())
+
+
+@functools.cache
+def _luminance_tables() -> np.ndarray:
+    """The first quantization tables (100, 64) that this encoder writes, by quality from 1 on."""
+    tables, pixel = [], Image.new("L", (8, 8))
+    for quality in range(1, 101):
+        buffer = io.BytesIO()
+        pixel.save(buffer, "JPEG", quality=quality)
+        tables.append(Image.open(buffer).quantization[0])  # type: ignore[attr-defined]
+    return np.array(tables, float)
 
 
 def encoder_version(file_format: str) -> str:

@@ -14,7 +14,7 @@ from rebalance.evaluation import ClassEvaluation, Evaluation
 from rebalance.filtering import CHECKS
 from rebalance.index import Inspection
 from rebalance.planning import Plan
-from rebalance.shards import GenerationResult, ShardImage, Verification, read_synthetic
+from rebalance.shards import FilterResult, GenerationResult, OutputResult, ShardImage, Verification, read_synthetic
 from rebalance.training import FitResult, RunDirectory, RunVerification
 
 _BAR_WIDTH = 30
@@ -141,15 +141,37 @@ def generation_text(result: GenerationResult) -> str:
         [name, number, *(result.rejects.get(name, {}).get(r, 0) for r in reasons), result.shortfall.get(name, 0)]
         for name, number in result.counts.items()
     ]
-    header = ["class", "images", *reasons, "short"]
+    return "\n".join(_output_lines(result, ["class", "images", *reasons, "short"], rows))
+
+
+def filter_text(result: FilterResult) -> str:
+    """Return the images kept of each class, and what became of the others."""
+    reasons = [r for r in CHECKS if any(r in of_class for of_class in result.rejects.values())]
+    rows = [
+        [name, result.given[name], number, *(result.rejects.get(name, {}).get(r, 0) for r in reasons)]
+        for name, number in result.counts.items()
+    ]
+    kept = "their own bytes" if result.original else "encoded again, because the images have several formats or another"
+    lines = _output_lines(result, ["class", "given", "kept", *reasons], rows)
+    lines.append(f"images as {result.file_format}: {kept}")
+    lines += [f"{n} files could not be used: {reason}" for reason, n in result.bad.items()]
+    return "\n".join(lines)
+
+
+def _output_lines(result: OutputResult, header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """What is said of every output: a table, the calibration, withheld classes, and finished images' distances."""
     lines = [table(header, rows)] if rows else ["no class passed its gate"]
     for name, calibration in result.calibration.items():
         lines += _calibration_lines(name, calibration)
     lines += [f"WITHHELD {name!r}: {reason}" for name, reason in result.withheld.items()]
+    lines += [
+        f"finished {name!r}: FD to the train images {fd.distance:.4g} (floor {fd.floor:.4g}, bias {fd.bias:.4g}, "
+        f"n {fd.n_real} real and {fd.n_synthetic} synthetic, d {fd.dimensions})"
+        for name, fd in result.finished.items()
+    ]
     if not result.complete:
         lines.append("the output is not complete: other shards are still to be made")
-    lines += ["", f"{result.shards} shards in {result.out} ({result.made} made now)"]
-    return "\n".join(lines)
+    return [*lines, "", f"{result.shards} shards in {result.out} ({result.made} made now)"]
 
 
 def _calibration_lines(name: str, calibration: Mapping[str, Any]) -> list[str]:
@@ -170,8 +192,10 @@ def _calibration_lines(name: str, calibration: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"  KID {kid['value']:.4g} +- {kid['error']:.2g} (floor {calibration['kid_floor']:.2g}{allowed}); {changes}"
         )
-    lines += [f"  {note}" for note in limits.get("notes", ())]
-    return lines
+    notes = limits.get("notes", ())
+    if notes and not lines:
+        lines.append(f"{name!r}: {calibration['accepted']} of {calibration['pool']} candidates accepted")
+    return [*lines, *(f"  {note}" for note in notes)]
 
 
 def evaluation_text(evaluation: Evaluation) -> str:

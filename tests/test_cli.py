@@ -80,7 +80,7 @@ def test_version_and_launchers():
 
 def test_every_command_has_help():
     listed = run("--help").stdout
-    for command in ("inspect", "plan", "fit", "generate", "verify", "evaluate", "recipes", "demo"):
+    for command in ("inspect", "plan", "fit", "generate", "filter", "verify", "evaluate", "recipes", "demo"):
         assert command in listed
         assert run(command, "--help").stdout.startswith(f"Usage: rebalance {command}")
 

@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from rebalance import features as features_module
+from rebalance import frechet
 from rebalance.config import FeatureOptions
 from rebalance.errors import InputError
 from rebalance.features import INCEPTION_SHA256, imported_extractor, make_extractor
@@ -346,6 +347,28 @@ def test_streamed_moments_are_those_of_the_whole_in_any_order_of_merging(sizes, 
     assert found.n == len(features)
     np.testing.assert_allclose(found.mean, features.mean(0), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(found.covariance, np.cov(features.T) + np.eye(3) * 1e-10, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("n", "d"), [(2, 5), (9, 1), (30, 8), (700, 6)])
+def test_streamed_moments_are_shrunk_as_those_of_the_whole(n, d):
+    rng = np.random.default_rng(n)
+    features = rng.gamma(2.0, 1.0, (n, d)) * rng.uniform(0.1, 3.0, d) + 100  # skew and tails decide how much
+    total = StreamingMoments(d)
+    for part in np.array_split(features, 5):
+        stream = StreamingMoments(d)
+        stream.add(part)
+        total.merge(StreamingMoments.from_arrays(stream.to_arrays()))
+    found, expected = total.shrunk(), moments(features)
+    assert found.n == n
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-12)
+    np.testing.assert_allclose(found.covariance, expected.covariance, rtol=1e-9, atol=1e-12)
+
+
+def test_the_floor_of_many_images_is_drawn_in_parts(monkeypatch):
+    real = moments(np.random.default_rng(0).standard_normal((40, 3)))
+    whole = floor(real, 500, 3, 0)
+    monkeypatch.setattr(frechet, "_DRAWN_AT_ONCE", 64)
+    assert floor(real, 500, 3, 0) == pytest.approx(whole, rel=1e-9)
 
 
 @pytest.mark.parametrize(("bad", "match"), [(np.array([[1.0, np.nan]]), "not finite"), (np.ones((1, 2)), "at least 2")])

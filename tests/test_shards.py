@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 import webdataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from rebalance import files, shards
+from rebalance import files, frechet, reporting, shards
 from rebalance.errors import InputError, RefusedError
 from rebalance.filtering import Threshold
 from rebalance.generation import CandidateStream, Slot, Slots
@@ -280,6 +281,48 @@ def test_the_filter_leaves_its_scores_and_reasons(filtered_run, tmp_path):
     rejects = [files.read_sealed_json(path)["rejects"] for path in sorted((tmp_path / "out").glob("synthetic-*.json"))]
     assert sum(of_shard["poor"]["influence"] for of_shard in rejects) == result.rejects["poor"]["influence"]
     assert shards.verify(tmp_path / "out").problems == ()
+
+
+def test_finished_images_are_held_against_the_real_ones(filtered_run, tmp_path):
+    options = {**FILTER, "features": "test_shards:levels", "balance": {"poor": 28}}
+    result = shards.generate(filtered_run, tmp_path / "out", shard_size=7, file_format="png", **options)
+    found = result.finished["poor"]
+    made = np.stack([image.pixels for image in shards.read_synthetic(tmp_path / "out")])
+    assert (found.n_real, found.n_synthetic) == (5, 23) == (5, len(made))
+    stored = max((filtered_run / "calibration").glob("*.yardsticks.safetensors"), key=lambda path: path.stat().st_mtime)
+    arrays = safetensors.numpy.load_file(stored)
+    small = (levels(made) - arrays["centre"]) @ arrays["axes"]
+    of_real = frechet.Moments(arrays["0/mean"], arrays["0/covariance"], 5)
+    expected = frechet.frechet_distance(of_real, frechet.moments(small))
+    assert found.distance == pytest.approx(expected, rel=1e-5) and found.dimensions == small.shape[1]
+    manifest = files.read_sealed_json(tmp_path / "out" / "manifest.json")
+    assert manifest["finished"]["poor"]["distance"] == found.distance
+    assert f"finished 'poor': FD to the train images {found.distance:.4g}" in reporting.generation_text(result)
+
+
+def test_a_shards_moments_are_checked_and_made_again(filtered_run, tmp_path):
+    out, other = tmp_path / "out", tmp_path / "other"
+    shards.generate(filtered_run, out, shard_size=10, **FILTER)
+    shards.generate(filtered_run, other, shard_size=10, seed=1, **FILTER)
+    before = hashes(out)
+    moments = out / "synthetic-000001.moments.safetensors"
+    for spoil in (Path.unlink, lambda path: path.write_bytes(hashes(other)[path.name])):
+        spoil(moments)
+        assert moments.name in " ".join(problem.file for problem in shards.verify(out).problems)
+        assert shards.generate(filtered_run, out, shard_size=10, **FILTER).made == 1 and hashes(out) == before
+    marker = files.read_sealed_json(out / "synthetic-000001.json")
+    del marker["moments"]
+    files.write_sealed_json(out / "synthetic-000001.json", marker)
+    assert "another version" in " ".join(problem.what for problem in shards.verify(out).problems)
+    assert shards.generate(filtered_run, out, shard_size=10, **FILTER).made == 1 and hashes(out) == before
+
+
+def test_a_gate_alone_measures_finished_images_and_changes_none(run, tmp_path):
+    shards.generate(run, tmp_path / "all", file_format="png")
+    gated = shards.generate(run, tmp_path / "gated", file_format="png", max_fid="1000000x")
+    assert gated.finished.keys() == {"poor", "rare"} and gated.finished["rare"].n_synthetic == 15
+    assert list((tmp_path / "all").glob("*.moments.safetensors")) == []
+    assert shards.generate(run, tmp_path / "all", file_format="png").finished == {}
 
 
 def test_filtered_shards_have_the_same_bytes_for_any_workers_and_order(filtered_run, tmp_path):

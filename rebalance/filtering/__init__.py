@@ -1,12 +1,13 @@
 """Station 7, filtering: what an image must pass, and what a whole class must.
 
-`gates` says what a user asks for, `evidence` what is known of images, `image_filter` asks the checks of single images,
-`fitting` sets their limits, `class_gate` holds what passes against the real images of its class, `calibration` does all
-of it for a run, `store` keeps the result.
+`gates` says what a user asks for, `evidence` what is known of images, `real` looks at the real ones, `image_filter`
+asks the checks of single images, `fitting` sets their limits, `class_gate` holds what passes against the real images of
+its class, `yardstick` what was finished, `calibration` does all of it for a run; `store` and `archive` keep the result.
 """
 
+from rebalance.filtering.archive import read_calibrations, write_calibrations
 from rebalance.filtering.calibration import calibrate, evidence_of
-from rebalance.filtering.class_gate import ClassCalibration, calibrate_class, filters_of
+from rebalance.filtering.class_gate import ClassCalibration, calibrate_class, filters_of, yardsticks_of
 from rebalance.filtering.evidence import Evidence, RealFeatures
 from rebalance.filtering.fitting import fit_filter, fit_space
 from rebalance.filtering.gates import Gates, Threshold
@@ -19,8 +20,11 @@ from rebalance.filtering.image_filter import (
     FilterOptions,
     ImageFilter,
     Scores,
+    Space,
     Verdict,
 )
+from rebalance.filtering.real import RealView, real_evidence
+from rebalance.filtering.yardstick import Yardstick
 
 __all__ = [
     "CHECKS",
@@ -34,13 +38,20 @@ __all__ = [
     "Gates",
     "ImageFilter",
     "RealFeatures",
+    "RealView",
     "Scores",
+    "Space",
     "Threshold",
     "Verdict",
+    "Yardstick",
     "calibrate",
     "calibrate_class",
     "evidence_of",
     "filters_of",
     "fit_filter",
     "fit_space",
+    "read_calibrations",
+    "real_evidence",
+    "write_calibrations",
+    "yardsticks_of",
 ]

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from rebalance import files
-from rebalance.class_probe import most_of_a_class
-from rebalance.errors import DamagedError
 from rebalance.features import FeatureExtractor
-from rebalance.filtering.class_gate import ClassCalibration, calibrate_class, filters_of
-from rebalance.filtering.evidence import Evidence, RealFeatures, near_copies, texture
+from rebalance.filtering.archive import read_calibrations, write_calibrations
+from rebalance.filtering.class_gate import ClassCalibration, calibrate_class
+from rebalance.filtering.evidence import Evidence, texture
 from rebalance.filtering.fitting import fit_space
 from rebalance.filtering.gates import Gates
-from rebalance.filtering.image_filter import MEMORISED
-from rebalance.filtering.store import load_filters, save_filters
+from rebalance.filtering.real import real_evidence
 from rebalance.generation import LoadedRun, Made, Slot, Synthesizer, batches_by_model, candidate_stream
+from rebalance.index import ImageIndex
 from rebalance.planning import real_features
-
-logger = logging.getLogger(__name__)
 
 
 def calibrate(
@@ -63,10 +58,10 @@ def calibrate(
     # One at a time, whoever makes which shards, so that all have the same; and on threads of a fixed number.
     with files.locked(path.parent, wait=True), threadpool_limits(run.recipe.generation.threads):
         # What a user's function gives may have changed under the same name.
-        found = _stored(path) if extractor.version else None
+        found = read_calibrations(path, key) if extractor.version else None
         if found is None:
             found = _measured(run, synthesizer, gates, targets, extractor, seed, key)
-            _store(path, key, extractor, seed, found)
+            found = write_calibrations(path, key, extractor.name, seed, found)
     return found
 
 
@@ -80,7 +75,7 @@ def _measured(
     key: str,
 ) -> dict[str, ClassCalibration]:
     options = run.recipe.filtering
-    real = real_evidence(run, synthesizer, gates, extractor, targets)
+    real = real_evidence(_RunView(run, synthesizer, extractor), gates, targets, run.recipe.seed)
     space = fit_space(real, options.dimensions, run.recipe.plan.feature_images, seed)
     found = {}
     for target in targets:
@@ -97,34 +92,6 @@ def _measured(
     return found
 
 
-def _store(path: Path, key: str, extractor: FeatureExtractor, seed: int, found: dict[str, ClassCalibration]) -> None:
-    filters = filters_of(list(found.values()))
-    values = {
-        "key": key,
-        "features": extractor.name,
-        "seed": seed,
-        "classes": {name: calibration.to_json() for name, calibration in found.items()},
-        "arrays": save_filters(path.with_suffix(".safetensors"), filters) if filters else {},
-    }
-    files.write_sealed_json(path, values)
-
-
-def _stored(path: Path) -> dict[str, ClassCalibration] | None:
-    """Return an earlier calibration, None when there is none; a damaged one is measured again."""
-    if not path.is_file():
-        return None
-    try:
-        values = files.read_sealed_json(path)
-        arrays = values["arrays"]
-        filters = load_filters(path.with_suffix(".safetensors"), arrays) if arrays else {}
-    except DamagedError as error:
-        logger.warning("%s It is measured again.", error)
-        return None
-    return {
-        name: ClassCalibration.from_json(of_class, filters.get(name)) for name, of_class in values["classes"].items()
-    }
-
-
 def evidence_of(batch: Sequence[Made], synthesizer: Synthesizer) -> Evidence:
     """Return what is known of made images of one class."""
     known = synthesizer.knows(batch[0].candidate.slot.class_name)
@@ -135,31 +102,28 @@ def evidence_of(batch: Sequence[Made], synthesizer: Synthesizer) -> Evidence:
     )
 
 
-def real_evidence(
-    run: LoadedRun, synthesizer: Synthesizer, gates: Gates, extractor: FeatureExtractor, targets: tuple[str, ...]
-) -> RealFeatures:
-    """Look at the real images: all of the targets', enough of the other classes to tell them apart."""
-    index, options = run.index, run.recipe.data
-    names = [name for name in index.classes if len(index.rows("train", name))]
-    most, train = most_of_a_class(len(names)), {}
-    for label, name in enumerate(names):
-        rows = index.rows("train", name)
-        if name not in targets:
-            rows = np.sort(np.random.default_rng((run.recipe.seed, label)).permutation(rows)[:most])
-        train[name] = real_features(index, rows, options, extractor)
-    held_out = {name: real_features(index, index.rows("val", name), options, extractor) for name in targets}
-    if not gates.images.checks:
-        return RealFeatures(train, held_out)
-    copies, textures, confidence = {}, {}, {}
-    for name in targets:
-        pixels = np.stack([synthesizer.load(row) for row in index.rows("train", name).tolist()])
-        textures[name] = texture(pixels)
-        if MEMORISED in gates.images.checks:
-            copies[name] = np.stack([extractor.extract_all(copy) for copy in near_copies(pixels)])
-        unseen = index.rows("val", name).tolist()
-        if synthesizer.knows(name) and unseen:
-            confidence[name] = synthesizer.confidences_of(name, np.stack([synthesizer.load(row) for row in unseen]))
-    return RealFeatures(train, held_out, copies, textures, confidence)
+@dataclass(frozen=True)
+class _RunView:
+    """Real images as the model's squares."""
+
+    run: LoadedRun
+    synthesizer: Synthesizer
+    extractor: FeatureExtractor
+
+    @property
+    def index(self) -> ImageIndex:
+        return self.run.index
+
+    def features(self, rows: np.ndarray) -> np.ndarray:
+        return real_features(self.index, rows, self.run.recipe.data, self.extractor)
+
+    def pixels(self, row: int) -> np.ndarray:
+        return self.synthesizer.load(row)
+
+    def confidence(self, name: str, rows: np.ndarray) -> np.ndarray | None:
+        if not self.synthesizer.knows(name):
+            return None
+        return self.synthesizer.confidences_of(name, np.stack([self.synthesizer.load(row) for row in rows.tolist()]))
 
 
 def _candidate_pool(run: LoadedRun, synthesizer: Synthesizer, target: str, key: str) -> Iterator[Made]:

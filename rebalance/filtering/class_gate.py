@@ -15,6 +15,7 @@ from rebalance.filtering.fitting import fit_filter
 from rebalance.filtering.gates import Gates
 from rebalance.filtering.image_filter import ImageFilter, Space
 from rebalance.filtering.store import digest
+from rebalance.filtering.yardstick import Yardstick
 
 _KID_SPLITS = 20
 
@@ -41,6 +42,7 @@ class ClassCalibration:
         reason: why it is withheld.
         digest: hash of everything that decides a verdict of the image filter, "" without one.
         image_filter: what each image must pass; None when nothing is asked. Not among the plain values.
+        yardstick: what finished images are held against; None with too few real images. Not among the plain values.
     """
 
     class_name: str
@@ -60,13 +62,17 @@ class ClassCalibration:
     reason: str = ""
     digest: str = ""
     image_filter: ImageFilter | None = None
+    yardstick: Yardstick | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the calibration as plain values, without the filter's arrays."""
-        return asdict(replace(self, image_filter=None))
+        """Return the calibration as plain values, without arrays."""
+        values = asdict(replace(self, image_filter=None, yardstick=None))
+        return {name: value for name, value in values.items() if name != "yardstick"}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any], image_filter: ImageFilter | None) -> ClassCalibration:
+    def from_json(
+        cls, values: dict[str, Any], image_filter: ImageFilter | None, yardstick: Yardstick | None
+    ) -> ClassCalibration:
         """Rebuild what `to_json` returned."""
         kinds = {
             "fid": frechet.FrechetResult,
@@ -75,7 +81,7 @@ class ClassCalibration:
             "neighbourhoods_before": metrics.Neighbourhoods,
         }
         built = {name: kind(**values[name]) if values[name] else None for name, kind in kinds.items()}
-        return cls(**{**values, **built, "image_filter": image_filter})
+        return cls(**{**values, **built, "image_filter": image_filter, "yardstick": yardstick})
 
 
 def calibrate_class(
@@ -120,7 +126,8 @@ def calibrate_class(
             rejects=dict(rejects),
             thresholds=thresholds,
         )
-    result = replace(result, accepted=int(accepted.sum()))
+    yardstick = Yardstick(space.projection, frechet.moments(space.projection.apply(train)))
+    result = replace(result, accepted=int(accepted.sum()), yardstick=yardstick)
     if result.accepted < 2:
         reason = f"{result.accepted} of {n_pool} candidates passed the image filter"
         return replace(result, withheld=True, reason=reason)
@@ -167,3 +174,8 @@ def _held_against(
 def filters_of(calibrations: Sequence[ClassCalibration]) -> dict[str, ImageFilter]:
     """Return the image filters by class, of classes that have one."""
     return {c.class_name: c.image_filter for c in calibrations if c.image_filter is not None}
+
+
+def yardsticks_of(calibrations: Sequence[ClassCalibration]) -> dict[str, Yardstick]:
+    """Return the yardsticks by class, of classes that have one."""
+    return {c.class_name: c.yardstick for c in calibrations if c.yardstick is not None}

@@ -61,6 +61,19 @@ class Gates:
     max_fid: Threshold | None = None
     max_kid: Threshold | None = None
 
+    @classmethod
+    def asked(cls, images: FilterOptions, max_fid: str | float | None, max_kid: str | float | None) -> Gates:
+        """Read what a user asks for.
+
+        Raises:
+            InputError: a limit that is none.
+        """
+        return cls(
+            images,
+            Threshold.parse(max_fid, "--max-fid") if max_fid is not None else None,
+            Threshold.parse(max_kid, "--max-kid") if max_kid is not None else None,
+        )
+
     @property
     def closed(self) -> bool:
         """Whether anything must be passed, so that classes are calibrated."""

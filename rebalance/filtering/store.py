@@ -12,7 +12,6 @@ import safetensors.numpy
 
 from rebalance import files, frechet
 from rebalance.class_probe import ClassProbe
-from rebalance.errors import DamagedError
 from rebalance.filtering.image_filter import ImageFilter, Space
 
 _INFLUENCE = fields(frechet.Influence)
@@ -66,13 +65,7 @@ def load_filters(path: Path, values: Mapping[str, Any]) -> dict[str, ImageFilter
     Raises:
         DamagedError: the arrays are missing or damaged.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DamagedError(f"{path} cannot be read: {error.strerror}") from error
-    if files.sha256_bytes(data) != values["sha256"]:
-        raise DamagedError(f"{path} is damaged")
-    tensors = safetensors.numpy.load(data)
+    tensors = safetensors.numpy.load(files.read_hashed(path, values["sha256"]))
     probe = None
     if values["probe"]:
         probe = ClassProbe(tuple(values["probe"]), tensors["probe/weights"], tensors["probe/offsets"])

@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from rebalance import files
 from rebalance.config import Recipe
@@ -27,16 +24,18 @@ from rebalance.filtering import (
     ClassCalibration,
     FilterOptions,
     Gates,
-    Threshold,
     calibrate,
     filters_of,
+    yardsticks_of,
 )
 from rebalance.generation import LoadedRun, Synthesizer, load_run
 from rebalance.planning import Plan, cap, resolve_balance
 from rebalance.ranks import joined
 from rebalance.shards.claim import claim, is_done, is_marked
 from rebalance.shards.make import ShardMaker, ShardName
-from rebalance.shards.manifest import read_marker, write_manifest
+from rebalance.shards.manifest import About
+from rebalance.shards.output import Finished, OutputResult, common_results, finish, tally_of
+from rebalance.shards.progress import counting
 from rebalance.shards.request import REAL, GenerationRequest, make_request
 from rebalance.shards.workers import Job, Look, make_here, make_in_processes, torch_threads
 from rebalance.training import RunDirectory
@@ -45,43 +44,19 @@ FORMATS = ("jpg", "png", "webp")
 
 
 @dataclass(frozen=True)
-class GenerationResult:
+class GenerationResult(OutputResult):
     """What a generation came to.
 
     Attributes:
-        out: the output folder.
-        fingerprint: the generation fingerprint.
-        complete: whether every shard of the output is there.
-        shards: shards of the output that are there.
-        made: shards made now.
-        counts: synthetic images of each class in the shards that are there.
-        rejects: rejected candidates of each class by reason.
         shortfall: slots of each class that no candidate could fill.
-        withheld: classes that did not pass their gate, and why.
-        calibration: what was measured of each class; empty without a gate.
-        seconds: time taken now.
     """
 
-    out: Path
-    fingerprint: str
-    complete: bool
-    shards: int
-    made: int
-    counts: dict[str, int]
-    rejects: dict[str, dict[str, int]]
     shortfall: dict[str, int]
-    withheld: dict[str, str]
-    calibration: dict[str, dict[str, Any]]
-    seconds: float
 
     @property
     def exit_code(self) -> int:
         """3 when images or classes are missing, else 0."""
         return 3 if self.shortfall or self.withheld else 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as plain values."""
-        return {**asdict(self), "out": str(self.out)}
 
 
 def generate(
@@ -154,11 +129,7 @@ def generate(
         )
     place, directory, target = choose_device(device), RunDirectory(Path(run)), Path(out)
     loaded = load_run(directory, str(data) if data is not None else None, place)
-    gates = Gates(
-        _checks(loaded.recipe, filter_images, keep, min_confidence, max_similarity),
-        Threshold.parse(max_fid, "--max-fid") if max_fid is not None else None,
-        Threshold.parse(max_kid, "--max-kid") if max_kid is not None else None,
-    )
+    gates = Gates.asked(_checks(loaded.recipe, filter_images, keep, min_confidence, max_similarity), max_fid, max_kid)
     counts = _wanted(loaded, balance, max_multiple)
     look = Look(features, str(weights) if weights else None)
     extractor = look.extractor(loaded, place) if gates.closed or features else None
@@ -177,18 +148,21 @@ def generate(
                 "the processes would not make the same images: their devices, versions or data differ",
                 remedy="Start them on machines of one kind, with the same data and packages",
             )
-        filters = filters_of(list(calibrations.values()))
-        maker = ShardMaker(loaded, request, filters, extractor if filters else None, target, place)
+        filters, yardsticks = (of(list(calibrations.values())) for of in (filters_of, yardsticks_of))
+        maker = ShardMaker(loaded, request, filters, yardsticks, extractor if yardsticks else None, target, place)
         wanted = _chosen(maker, shards)
         ranks.first_does(lambda: _begin(target, request, shards, overwrite, held))
         missing = [name for name in wanted[ranks.number :: ranks.count] if not is_done(target, name, request)]
-        job = Job(directory.path, str(loaded.index.root), request, filters, look, target, str(place))
+        job = Job(directory.path, str(loaded.index.root), request, filters, yardsticks, look, target, str(place))
         _make_all(maker, job, missing, workers, progress)
         n_made = int(ranks.total(torch.tensor(len(missing))))
-        done = ranks.first_does(lambda: _end(maker, calibrations))
-        if done is None:
-            done = [name for name in maker.names() if is_marked(target, name)]
-    return _result(target, request, calibrations, done, len(maker.names()), n_made, time.monotonic() - start)
+        names, draws = maker.names(), loaded.recipe.filtering.floor_draws
+        finished = ranks.first_does(lambda: finish(target, about_run(loaded), request, calibrations, names, draws))
+        if finished is None:
+            finished = Finished(tuple(name for name in names if is_marked(target, name)), {})
+    parts = common_results(target, request, calibrations, finished, n_shards=len(names), made=n_made)
+    shortfall, seconds = tally_of(target, finished.done).shortfall, round(time.monotonic() - start, 1)
+    return GenerationResult(**parts, seconds=seconds, shortfall=shortfall)
 
 
 def _checks(
@@ -211,12 +185,16 @@ def _begin(
         files.remove_partials(out)
 
 
-def _end(maker: ShardMaker, calibrations: Mapping[str, ClassCalibration]) -> list[ShardName]:
-    """Return the shards that are there, and write the manifest when these are all."""
-    done = [name for name in maker.names() if is_done(maker.out, name, maker.request)]
-    if len(done) == len(maker.names()):
-        write_manifest(maker.out, maker.run, maker.request, calibrations, done)
-    return done
+def about_run(run: LoadedRun) -> About:
+    """Return what an output says of the run that it is of."""
+    return About(
+        classes=run.index.classes,
+        method=run.recipe.method,
+        origin="Synthetic images are translations of real train images.",
+        validation={"fraction": run.recipe.data.val_fraction, "seed": run.recipe.seed},
+        square=run.recipe.data.square,
+        features={key: getattr(run.recipe.features, key) for key in ("extractor", "input_px", "layer")},
+    )
 
 
 def _check_options(shard_size: int, file_format: str, quality: int, workers: int, seed: int) -> None:
@@ -286,16 +264,8 @@ def _make_all(maker: ShardMaker, job: Job, missing: Sequence[ShardName], workers
     if workers == 0:
         workers = cpu_count() if job.device == "cpu" else 1
     workers = min(workers, len(missing))
-    total = sum(_n_images(maker, name) for name in missing)
     threads = maker.run.recipe.generation.threads
-    rejects = Counter[str]()
-    with tqdm(total=total, desc="generate", unit="img", disable=not progress, dynamic_ncols=True) as bar:
-
-        def count(images: int, rejected: Mapping[str, int]) -> None:
-            rejects.update(rejected)
-            bar.set_postfix({reason: rejects[reason] for reason in CHECKS if rejects[reason]}, refresh=False)
-            bar.update(images)
-
+    with counting("generate", sum(_n_images(maker, name) for name in missing), progress) as count:
         if workers == 1:
             make_here(maker, missing, count)
         else:
@@ -305,36 +275,3 @@ def _make_all(maker: ShardMaker, job: Job, missing: Sequence[ShardName], workers
 def _n_images(maker: ShardMaker, name: ShardName) -> int:
     total = len(maker.real_images) if name.kind == REAL else sum(maker.request.counts.values())
     return min(maker.request.shard_size, total - name.number * maker.request.shard_size)
-
-
-def _result(
-    out: Path,
-    request: GenerationRequest,
-    calibrations: Mapping[str, ClassCalibration],
-    done: Sequence[ShardName],
-    n_shards: int,
-    made: int,
-    seconds: float,
-) -> GenerationResult:
-    counts, shortfall = Counter(dict.fromkeys(request.counts, 0)), Counter[str]()
-    rejects: dict[str, Counter[str]] = {}
-    for name in done:
-        marker = read_marker(out, name)
-        if name.kind != REAL:
-            counts.update(marker["counts"])
-        shortfall.update(marker["shortfall"])
-        for class_name, reasons in marker["rejects"].items():
-            rejects.setdefault(class_name, Counter()).update(reasons)
-    return GenerationResult(
-        out=out,
-        fingerprint=request.fingerprint,
-        complete=len(done) == n_shards,
-        shards=len(done),
-        made=made,
-        counts=dict(counts),
-        rejects={name: dict(reasons) for name, reasons in rejects.items()},
-        shortfall=dict(shortfall),
-        withheld=dict(request.withheld),
-        calibration={name: calibration.to_json() for name, calibration in calibrations.items()},
-        seconds=round(seconds, 1),
-    )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import webdataset
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from rebalance import files
+from rebalance import files, images
 from rebalance.errors import DamagedError, InputError
 from rebalance.shards.make import SHARD_NAME
 from rebalance.shards.manifest import MANIFEST
@@ -89,7 +88,7 @@ def load_shards(
     every so-many-th sample, so ranks differ by at most one sample a worker.
 
     Args:
-        out: folder made by `generate`.
+        out: folder made by `generate` or `filter`.
         transform: applied to the PIL image.
         shuffle: size of the shuffle buffer; shards are shuffled too. 0 keeps the order. Call `set_epoch` each epoch.
         seed: seed of the order.
@@ -104,7 +103,7 @@ def load_shards(
         raise InputError(
             "OUT is not complete: it has no manifest.json",
             value=str(out),
-            remedy="Run the same `rebalance generate` again",
+            remedy="Run the command that began it again",
         )
     manifest = files.read_sealed_json(out / MANIFEST)
     return ShardDataset(_tars(out, manifest), manifest["images"], transform, shuffle, seed, even)
@@ -123,20 +122,21 @@ def _tars(out: Path, manifest: Mapping[str, Any]) -> list[Path]:
         raise DamagedError(f"{out / MANIFEST} lists {strange[0]!r}, which is no shard")
     missing = [name for name in names if not (out / name).is_file()]
     if missing:
-        raise InputError("shards are missing", value=missing[:5], remedy="Run the same `rebalance generate` again")
+        raise InputError("shards are missing", value=missing[:5], remedy="Run the command that began it again")
     return [(out / name).absolute() for name in names]
 
 
-def _samples(tars: Sequence[Path]) -> webdataset.WebDataset:
-    """Read samples in order; each consumer takes its share itself."""
-    return webdataset.WebDataset([str(tar) for tar in tars], shardshuffle=False, nodesplitter=None, workersplitter=None)
+def _samples(tars: Sequence[Path]) -> Iterable[dict[str, Any]]:
+    """Read samples in order; each consumer takes its share itself. There may be no shard, and no sample in one."""
+    if not tars:
+        return ()
+    return webdataset.WebDataset(
+        [str(tar) for tar in tars], shardshuffle=False, nodesplitter=None, workersplitter=None, empty_check=False
+    )
 
 
 def _picture(sample: Mapping[str, Any]) -> Image.Image:
-    data = next(sample[key] for key in _IMAGE_KEYS if key in sample)
-    with Image.open(io.BytesIO(data)) as image:
-        image.load()
-    return image
+    return images.decode(next(sample[key] for key in _IMAGE_KEYS if key in sample))
 
 
 @dataclass(frozen=True)

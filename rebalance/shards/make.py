@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import webdataset
 
 from rebalance import files, images
 from rebalance.features import FeatureExtractor
-from rebalance.filtering import ImageFilter, Scores, Verdict, evidence_of
+from rebalance.filtering import ImageFilter, Scores, Verdict, Yardstick, evidence_of
+from rebalance.frechet import StreamingMoments
 from rebalance.generation import (
     Candidate,
     LoadedRun,
@@ -30,6 +31,7 @@ from rebalance.generation import (
     candidate_stream,
     keyed_rng,
 )
+from rebalance.shards.moments import moments_of, write_moments
 from rebalance.shards.request import REAL, SYNTHETIC, GenerationRequest
 
 ORDINAL_DIGITS = 9
@@ -58,6 +60,11 @@ class ShardName:
         """Name of the done-marker."""
         return f"{self.kind}-{self.number:06d}.json"
 
+    @property
+    def moments(self) -> str:
+        """Name of the file with the moments of its images."""
+        return f"{self.kind}-{self.number:06d}.moments.safetensors"
+
 
 Count = Callable[[int, Mapping[str, int]], None]
 """Is told of finished images, and of rejected ones by reason, since it was last called."""
@@ -65,11 +72,12 @@ Count = Callable[[int, Mapping[str, int]], None]
 
 @dataclass(frozen=True)
 class ShardContents:
-    """The samples of a shard in order, and what was rejected on the way."""
+    """The samples of a shard in order, what was rejected on the way, and the moments of what was kept, by class."""
 
     samples: list[Sample]
     rejects: dict[str, dict[str, int]]
     shortfall: dict[str, int]
+    moments: Mapping[str, StreamingMoments] = field(default_factory=dict)
 
 
 class ShardMaker:
@@ -80,11 +88,12 @@ class ShardMaker:
         run: LoadedRun,
         request: GenerationRequest,
         filters: Mapping[str, ImageFilter],
+        yardsticks: Mapping[str, Yardstick],
         extractor: FeatureExtractor | None,
         out: Path,
         device: torch.device,
     ) -> None:
-        self.run, self.request, self.filters, self.out = run, request, filters, out
+        self.run, self.request, self.filters, self.yardsticks, self.out = run, request, filters, yardsticks, out
         self.synthesizer = Synthesizer(run, device, extractor)
         self.stream = candidate_stream(request.fingerprint, run.index, run.plan, run.recipe)
         self.slots = Slots(request.counts, request.shard_size, request.fingerprint)
@@ -118,27 +127,13 @@ class ShardMaker:
         """
         with ThreadPoolExecutor(max_workers=2) as pool:
             contents = self._real(name, pool, count) if name.kind == REAL else self._synthetic(name, pool, count)
-        tar = tar_bytes(contents.samples)
-        files.write_bytes(self.out / name.tar, tar)
-        files.write_sealed_json(self.out / name.marker, self._marker(name, contents, tar))
-
-    def _marker(self, name: ShardName, contents: ShardContents, tar: bytes) -> dict[str, Any]:
-        counts = Counter(sample["json"]["class"] for sample in contents.samples)
-        return {
-            "shard": name.tar,
-            "fingerprint": self.request.fingerprint,
-            "images": len(contents.samples),
-            "counts": dict(counts),
-            "rejects": contents.rejects,
-            "shortfall": contents.shortfall,
-            "bytes": len(tar),
-            "sha256": files.sha256_bytes(tar),
-        }
+        write_shard(self.out, name, self.request.fingerprint, contents)
 
     def _synthetic(self, name: ShardName, pool: ThreadPoolExecutor, count: Count) -> ShardContents:
         """Fill the shard's slots in rounds: every open slot tries its next candidate."""
         slots = self.slots.of_shard(name.number)
         encoded: dict[Slot, Future[Sample]] = {}
+        features: dict[Slot, np.ndarray] = {}
         rejects: dict[str, Counter[str]] = {}
         open_slots, number = slots, 0
         while open_slots and number < self.run.recipe.generation.max_candidates:
@@ -148,6 +143,8 @@ class ShardMaker:
                     slot = image.candidate.slot
                     if verdict.accepted:
                         encoded[slot] = pool.submit(self._sample, image, scores)
+                        if image.features is not None:
+                            features[slot] = image.features
                         count(1, {})
                     else:
                         rejects.setdefault(slot.class_name, Counter())[verdict.reason] += 1
@@ -155,10 +152,12 @@ class ShardMaker:
             open_slots = [slot for slot in open_slots if slot not in encoded]
             number += 1
         count(len(open_slots), {})
+        kept = [(slot.class_name, features[slot]) for slot in slots if slot in features]
         return ShardContents(
             [encoded[slot].result() for slot in slots if slot in encoded],
             {class_name: dict(reasons) for class_name, reasons in rejects.items()},
             dict(Counter(slot.class_name for slot in open_slots)),
+            moments_of(kept, self.yardsticks, self.run.recipe.generation.threads),
         )
 
     def _made(self, candidates: list[Candidate], pool: ThreadPoolExecutor) -> Iterator[list[Made]]:
@@ -250,6 +249,24 @@ class ShardMaker:
             "cls": str(label),
             "json": fields,
         }
+
+
+def write_shard(out: Path, name: ShardName, fingerprint: str, contents: ShardContents) -> None:
+    """Write a shard, the moments of its images, and then its marker."""
+    tar = tar_bytes(contents.samples)
+    files.write_bytes(out / name.tar, tar)
+    marker = {
+        "shard": name.tar,
+        "fingerprint": fingerprint,
+        "images": len(contents.samples),
+        "counts": dict(Counter(sample["json"]["class"] for sample in contents.samples)),
+        "rejects": contents.rejects,
+        "shortfall": contents.shortfall,
+        "moments": write_moments(out / name.moments, contents.moments),
+        "bytes": len(tar),
+        "sha256": files.sha256_bytes(tar),
+    }
+    files.write_sealed_json(out / name.marker, marker)
 
 
 def tar_bytes(samples: list[Sample]) -> bytes:

@@ -20,13 +20,12 @@ from rebalance.generation import LoadedRun
 SYNTHETIC, REAL = "synthetic", "real"
 
 
-@dataclass(frozen=True)
-class GenerationRequest:
-    """Everything that changes a byte of an output.
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Everything that changes a byte of an output, whatever its images come from.
 
     Attributes:
-        run: fingerprint of the run.
-        counts: synthetic images of each class that is not withheld, in label order.
+        counts: images of each class that is not withheld, in label order: wanted ones, or those to be filtered.
         withheld: withheld classes and why.
         calibration: SHA-256 of the calibration, "" without one.
         gates: the gates, as plain values.
@@ -35,13 +34,10 @@ class GenerationRequest:
         file_format: "jpg", "png" or "webp".
         quality: 1 to 100; png ignores it.
         seed: the seed.
-        include_real: whether the real train images come along.
-        generation: the recipe's generation section, the number of threads among it.
         device: "cpu" with its architecture and vector instructions, or "cuda" with the GPU's name.
         libraries: versions that floating-point results and encoded bytes depend on.
     """
 
-    run: Mapping[str, str]
     counts: Mapping[str, int]
     withheld: Mapping[str, str]
     calibration: str
@@ -51,8 +47,6 @@ class GenerationRequest:
     file_format: str
     quality: int
     seed: int
-    include_real: bool
-    generation: Mapping[str, Any]
     device: str
     libraries: Mapping[str, str]
 
@@ -64,6 +58,43 @@ class GenerationRequest:
     def fingerprint(self) -> str:
         """SHA-256 of the request."""
         return files.sha256_bytes(files.canonical_json(self.to_json()).encode())
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest(Request):
+    """A request to `generate`.
+
+    Attributes:
+        run: fingerprint of the run.
+        include_real: whether the real train images come along.
+        generation: the recipe's generation section, the number of threads among it.
+    """
+
+    run: Mapping[str, str]
+    include_real: bool
+    generation: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterRequest(Request):
+    """A request to `filter`.
+
+    Attributes:
+        images: hash and number of the images, files that cannot be used by reason, and the fingerprint of the output
+            that they are, "" when they are none.
+        original: whether the images' own bytes are kept.
+        real: hash of the real data set with its splits.
+        view: how all images are looked at.
+        filtering: how classes are calibrated.
+        threads: CPU threads.
+    """
+
+    images: Mapping[str, Any]
+    original: bool
+    real: str
+    view: Mapping[str, Any]
+    filtering: Mapping[str, Any]
+    threads: int
 
 
 def make_request(
@@ -80,30 +111,47 @@ def make_request(
     include_real: bool,
     device: torch.device,
 ) -> GenerationRequest:
-    """Collect the request of an output; withheld classes lose their slots."""
-    withheld = {name: c.reason for name, c in calibrations.items() if c.withheld}
-    stored = {name: c.to_json() for name, c in calibrations.items()}
+    """Build the request of an output of a run."""
     return GenerationRequest(
         run=run.fingerprint,
-        counts={name: n for name, n in counts.items() if name not in withheld},
-        withheld=withheld,
-        calibration=files.sha256_bytes(files.canonical_json(stored).encode()) if stored else "",
-        gates=gates.to_json(),
-        features=f"{extractor.name} {extractor.version}".strip() if extractor else "",
-        shard_size=shard_size,
-        file_format=file_format,
-        quality=quality if file_format != "png" else 0,
-        seed=seed,
         include_real=include_real,
         generation=asdict(run.recipe.generation),
-        device=_device_kind(device),
-        libraries={
+        **common_parts(counts, calibrations, gates, extractor, shard_size, file_format, quality, seed, device),
+    )
+
+
+def common_parts(
+    counts: Mapping[str, int],
+    calibrations: Mapping[str, ClassCalibration],
+    gates: Gates,
+    extractor: FeatureExtractor | None,
+    shard_size: int,
+    file_format: str,
+    quality: int,
+    seed: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Return what every request says; withheld classes lose their images."""
+    withheld = {name: c.reason for name, c in calibrations.items() if c.withheld}
+    stored = {name: c.to_json() for name, c in calibrations.items()}
+    return {
+        "counts": {name: n for name, n in counts.items() if name not in withheld},
+        "withheld": withheld,
+        "calibration": files.sha256_bytes(files.canonical_json(stored).encode()) if stored else "",
+        "gates": gates.to_json(),
+        "features": f"{extractor.name} {extractor.version}".strip() if extractor else "",
+        "shard_size": shard_size,
+        "file_format": file_format,
+        "quality": quality if file_format != "png" else 0,
+        "seed": seed,
+        "device": _device_kind(device),
+        "libraries": {
             "torch": torch.__version__,
             "numpy": np.__version__,
             "pillow": PIL.__version__,
             "encoder": images.encoder_version(file_format),
         },
-    )
+    }
 
 
 def _device_kind(device: torch.device) -> str:

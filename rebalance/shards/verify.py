@@ -17,6 +17,7 @@ from rebalance import files
 from rebalance.errors import DamagedError, InputError
 from rebalance.shards.make import ShardName
 from rebalance.shards.manifest import MANIFEST, REQUEST, read_marker
+from rebalance.shards.moments import read_moments
 
 FIELDS = {
     "class": str, "label": int, "synthetic": bool, "method": str, "run": str, "source": str, "source_class": str,
@@ -61,11 +62,13 @@ def verify(out: str | Path, progress: bool = False) -> Verification:
         progress: show a progress bar on stderr.
 
     Raises:
-        InputError: not a folder of shards made by `generate`.
+        InputError: not a folder of shards made by `generate` or `filter`.
     """
     out = files.existing_directory(Path(out), "OUT")
     if not (out / REQUEST).is_file() and not (out / MANIFEST).is_file():
-        raise InputError("OUT holds no shards of this tool", value=str(out), allowed="a folder made by `generate`")
+        raise InputError(
+            "OUT holds no shards of this tool", value=str(out), allowed="a folder made by `generate` or `filter`"
+        )
     problems: list[files.Problem] = []
     counts: Counter[str] = Counter()
     keys: set[str] = set()
@@ -89,7 +92,7 @@ def _manifest(out: Path, problems: list[files.Problem]) -> dict[str, Any]:
     try:
         return files.read_sealed_json(out / MANIFEST)
     except DamagedError as error:
-        problems.append(files.Problem(MANIFEST, f"{error} Run the same `rebalance generate` again."))
+        problems.append(files.Problem(MANIFEST, f"{error} Run the command that began it again."))
         return {}
 
 
@@ -119,8 +122,9 @@ def _check_shard(out: Path, name: ShardName, keys: set[str], problems: list[file
     if path.stat().st_size != marker["bytes"] or files.sha256_file(path) != marker["sha256"]:
         raise DamagedError(
             f"{name.tar} is damaged: its hash is not its marker's",
-            remedy="Run the same `rebalance generate` again, which makes it anew",
+            remedy="Run the command that began it again, which makes it anew",
         )
+    _check_moments(out, name, marker, problems)
     counts: Counter[str] = Counter()
     try:
         for key, parts in _samples(path):
@@ -137,6 +141,15 @@ def _check_shard(out: Path, name: ShardName, keys: set[str], problems: list[file
     if dict(counts) != marker["counts"] or counts.total() != marker["images"]:
         problems.append(files.Problem(name.tar, f"holds {dict(counts)}, its marker says {marker['counts']}"))
     return counts
+
+
+def _check_moments(out: Path, name: ShardName, marker: dict[str, Any], problems: list[files.Problem]) -> None:
+    try:
+        for class_name, moments in read_moments(out / name.moments, marker["moments"]).items():
+            if moments.n != marker["counts"][class_name]:
+                problems.append(files.Problem(name.moments, f"is not of the shard's images of {class_name!r}"))
+    except DamagedError as error:
+        problems.append(files.Problem(name.moments, str(error)))
 
 
 def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:

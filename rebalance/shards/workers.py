@@ -20,7 +20,7 @@ import torch
 from rebalance.devices import prepared
 from rebalance.errors import RebalanceError
 from rebalance.features import FeatureExtractor, choose_extractor
-from rebalance.filtering import CHECKS, ImageFilter
+from rebalance.filtering import CHECKS, ImageFilter, Yardstick
 from rebalance.generation import LoadedRun, load_run
 from rebalance.shards.make import Count, ShardMaker, ShardName
 from rebalance.shards.request import GenerationRequest
@@ -58,6 +58,7 @@ class Job:
     data: str
     request: GenerationRequest
     filters: Mapping[str, ImageFilter]
+    yardsticks: Mapping[str, Yardstick]
     look: Look
     out: Path
     device: str
@@ -66,8 +67,8 @@ class Job:
         """Load the run and build the maker."""
         device = prepared(torch.device(self.device))
         run = load_run(RunDirectory(self.run), self.data, device)
-        extractor = self.look.extractor(run, device) if self.filters else None
-        return ShardMaker(run, self.request, self.filters, extractor, self.out, device)
+        extractor = self.look.extractor(run, device) if self.yardsticks else None
+        return ShardMaker(run, self.request, self.filters, self.yardsticks, extractor, self.out, device)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -78,3 +79,16 @@ def load_encoder(directory: RunDirectory, recipe: Recipe, device: torch.device) 
 
     dimensions = extract(np.zeros((1, side, side, channels), np.uint8)).shape[1]
     return FeatureExtractor(ENCODER, dimensions, recipe.features.batch, extract, f"{digest} {device.type}")
+
+
+def encoder_of(run: str | Path | None, device: torch.device) -> FeatureExtractor:
+    """Load the encoder of a run that a caller may have named.
+
+    Raises:
+        InputError: none was named, or it has no encoder.
+        DamagedError: its recipe or checkpoint is damaged.
+    """
+    if run is None:
+        raise InputError("--features encoder needs --run: the run whose encoder is meant")
+    directory = RunDirectory(Path(run))
+    return load_encoder(directory, directory.recipe(), device)

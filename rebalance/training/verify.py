@@ -13,6 +13,9 @@ from rebalance.training.checkpoints import CheckpointFolder
 from rebalance.training.logs import TrainingLog
 from rebalance.training.run import RunDirectory, units_of
 
+CALIBRATION_ARRAYS = {"arrays": ".safetensors", "yardsticks": ".yardsticks.safetensors"}
+"""Members of a calibration's JSON that hold the hash of a file beside it, and how that ends."""
+
 
 @dataclass(frozen=True)
 class RunVerification:
@@ -56,7 +59,10 @@ def verify_run(run: str | Path) -> RunVerification:
         problems += model.problems(TrainingLog(directory.logs(folder.name), directory.previews(folder.name)))
     for path in sorted(directory.calibration_path.glob("*.json")):
         try:
-            files.read_sealed_json(path)
+            values = files.read_sealed_json(path)
+            for arrays, ending in CALIBRATION_ARRAYS.items():
+                if values.get(arrays):
+                    files.read_hashed(path.with_suffix(ending), values[arrays]["sha256"])
         except DamagedError as error:
             problems.append(files.Problem(str(path), str(error)))
     return RunVerification(checkpoints, _unfinished(directory, checkpoints), tuple(problems))

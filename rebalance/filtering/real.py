@@ -1,0 +1,79 @@
+"""The real images that filters are fitted to, however they are looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from rebalance.class_probe import most_of_a_class
+from rebalance.features import FeatureExtractor
+from rebalance.filtering.evidence import RealFeatures, near_copies, texture
+from rebalance.filtering.gates import Gates
+from rebalance.filtering.image_filter import MEMORISED
+from rebalance.index import ImageIndex
+
+
+class RealView(Protocol):
+    """How real images are looked at: as the synthetic ones they are compared with."""
+
+    index: ImageIndex
+    extractor: FeatureExtractor
+
+    def features(self, rows: np.ndarray) -> np.ndarray:
+        """Return features (n, D) of images."""
+
+    def pixels(self, row: int) -> np.ndarray:
+        """Return an image, (H, W, C) uint8."""
+
+    def confidence(self, name: str, rows: np.ndarray) -> np.ndarray | None:
+        """Return the probability (n,) of their class by the method that makes it; None where it cannot tell."""
+
+
+def real_evidence(view: RealView, gates: Gates, targets: tuple[str, ...], seed: int) -> RealFeatures:
+    """Look at the real images: all of the targets', enough of the other classes to tell them apart.
+
+    Args:
+        view: how they are looked at.
+        gates: what is asked.
+        targets: classes to calibrate.
+        seed: seed of the draw of the other classes.
+    """
+    index = view.index
+    names = [name for name in index.classes if len(index.rows("train", name)) or name in targets]
+    most, train = most_of_a_class(len(names)), {}
+    for label, name in enumerate(names):
+        rows = index.rows("train", name)
+        if name not in targets:
+            rows = np.sort(np.random.default_rng((seed, label)).permutation(rows)[:most])
+        train[name] = view.features(rows)
+    held_out = {name: view.features(index.rows("val", name)) for name in targets}
+    if not gates.images.checks:
+        return RealFeatures(train, held_out)
+    copies, textures, confidence = {}, {}, {}
+    for name in targets:
+        textures[name], copies_of_class = _texture_and_copies(view, index.rows("train", name), gates)
+        if copies_of_class.size:
+            copies[name] = copies_of_class
+        unseen = index.rows("val", name)
+        own = view.confidence(name, unseen) if len(unseen) else None
+        if own is not None:
+            confidence[name] = own
+    return RealFeatures(train, held_out, copies, textures, confidence)
+
+
+def _texture_and_copies(view: RealView, rows: np.ndarray, gates: Gates) -> tuple[np.ndarray, np.ndarray]:
+    """Texture (n,) and the features (c, n, D) of near copies of train images, batch by batch."""
+    textures, copies = [np.zeros(0)], []
+    for pixels in _parts(view, rows):
+        textures.append(texture(pixels))
+        if MEMORISED in gates.images.checks:
+            copies.append(np.stack([view.extractor.extract_all(copy) for copy in near_copies(pixels)]))
+    return np.concatenate(textures), np.concatenate(copies, 1) if copies else np.zeros(0)
+
+
+def _parts(view: RealView, rows: np.ndarray) -> Iterator[np.ndarray]:
+    size = view.extractor.batch
+    for first in range(0, len(rows), size):
+        yield np.stack([view.pixels(row) for row in rows[first : first + size].tolist()])
