@@ -1,11 +1,12 @@
-"""Kill `fit` and `generate` at random moments, resume them, and compare with what nothing disturbed, byte for byte.
+"""Kill `fit`, `generate` and `filter` at random moments, resume them, and compare with what nothing disturbed.
 
-    python benchmarks/kill.py --work WORK --fit 100 --generate 100
+    python benchmarks/kill.py --work WORK --fit 100 --generate 100 --filter 100
 
 Each kill is a SIGKILL to the whole process group, at a moment drawn uniformly over the time that the whole work takes.
 The same command is started again until the wanted number of kills has hit a living process; every piece of work that
 comes to its end is compared and begun anew. A `fit` trains a contrastive encoder and a tiny translator; a `generate`
-calibrates a gate and makes shards with one or two workers. One line of counts is appended to `results/kill.jsonl`.
+calibrates a gate and makes shards with one or two workers; a `filter` calibrates on given images and sifts them. All is
+compared byte for byte. One line of counts is appended to `results/kill.jsonl`.
 """
 
 from __future__ import annotations
@@ -64,9 +65,9 @@ class Tally:
     finished: int
 
 
-def write_data(folder: Path) -> Path:
+def write_data(folder: Path, seed: int = 0) -> Path:
     """Write gray noise images of four classes."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for label, (name, count) in enumerate(COUNTS.items()):
         (folder / name).mkdir(parents=True)
         for number in range(count):
@@ -164,9 +165,9 @@ def trained(run: Path) -> dict[str, object]:
     return found
 
 
-def made(run: Path, out: Path) -> dict[str, object]:
+def made(*folders: Path) -> dict[str, object]:
     """What must be equal of an output: every file, and the calibration in its run."""
-    paths = [path for path in (*out.iterdir(), *(run / "calibration").iterdir()) if path.name != ".lock"]
+    paths = [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
     return {path.name: path.read_bytes() for path in paths}
 
 
@@ -207,15 +208,38 @@ def kill_generates(work: Path, kills: int, rng: np.random.Generator) -> Tally:
                 "--workers", str(workers), "--device", "cpu", "--quiet"]  # fmt: skip
 
     seconds = [finish(command(f"whole-{workers}", workers), log) for workers in (1, 2)]
-    expected = made(work / "run-whole-1", work / "out-whole-1")
-    check_equal(made(work / "run-whole-2", work / "out-whole-2"), expected, "the output of two workers")
+
+    def all_of(number: int | str) -> dict[str, object]:
+        return made(work / f"run-{number}" / "calibration", work / f"out-{number}")
+
+    expected = all_of("whole-1")
+    check_equal(all_of("whole-2"), expected, "the output of two workers")
 
     def compare(number: int) -> None:
-        check_equal(made(work / f"run-{number}", work / f"out-{number}"), expected, f"output {number}")
+        check_equal(all_of(number), expected, f"output {number}")
         shutil.rmtree(work / f"run-{number}")
         shutil.rmtree(work / f"out-{number}")
 
     return campaign(kills, seconds, lambda number: command(number, 1 + number % 2), compare, rng, log)
+
+
+def kill_filters(work: Path, kills: int, rng: np.random.Generator) -> Tally:
+    """Kill and restart `filter`."""
+    log, images = work / "log.txt", write_data(work / "images", seed=1)
+
+    def command(out: Path) -> list[str]:
+        return ["filter", str(images), "--real", str(work / "data"), "--out", str(out), "--shard-size", "4",
+                "--min-confidence", "0", "--max-similarity", "1", "--input-px", "32", "--device", "cpu",
+                "--quiet"]  # fmt: skip
+
+    seconds = finish(command(work / "kept"), log)
+    expected = made(work / "kept")
+
+    def compare(number: int) -> None:
+        check_equal(made(work / f"kept-{number}"), expected, f"filtered output {number}")
+        shutil.rmtree(work / f"kept-{number}")
+
+    return campaign(kills, [seconds], lambda number: command(work / f"kept-{number}"), compare, rng, log)
 
 
 def main() -> None:
@@ -223,6 +247,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="empty folder outside the repository")
     parser.add_argument("--fit", type=int, default=100, help="kills of fit")
     parser.add_argument("--generate", type=int, default=100, help="kills of generate")
+    parser.add_argument("--filter", type=int, default=100, help="kills of filter")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -232,8 +257,9 @@ def main() -> None:
     rng, begun = np.random.default_rng(arguments.seed), time.monotonic()
     fits = kill_fits(arguments.work, arguments.fit, rng)
     generates = kill_generates(arguments.work, arguments.generate, rng)
+    filters = kill_filters(arguments.work, arguments.filter, rng)
     row = {
-        "fit": asdict(fits), "generate": asdict(generates), "seed": arguments.seed,
+        "fit": asdict(fits), "generate": asdict(generates), "filter": asdict(filters), "seed": arguments.seed,
         "minutes": round((time.monotonic() - begun) / 60, 1), "cores": os.cpu_count(),
         "platform": platform.platform(terse=True), "torch": torch.__version__,
     }  # fmt: skip

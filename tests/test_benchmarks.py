@@ -99,11 +99,11 @@ def test_only_rows_of_the_recipe_as_it_is_count_as_shipped():
 
 def test_killed_work_ends_as_if_nothing_had_happened(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "kill.py"), "--work", str(tmp_path / "work"), "--fit", "3",
-               "--generate", "3", "--results", str(tmp_path / "kill.jsonl")]  # fmt: skip
+               "--generate", "3", "--filter", "3", "--results", str(tmp_path / "kill.jsonl")]  # fmt: skip
     done = subprocess.run(command, cwd=BENCHMARKS.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     row = json.loads((tmp_path / "kill.jsonl").read_text())
-    assert row["fit"]["kills"] == row["generate"]["kills"] == 3
+    assert row["fit"]["kills"] == row["generate"]["kills"] == row["filter"]["kills"] == 3
     assert row["fit"]["finished"] and row["generate"]["finished"]
 
 

@@ -405,6 +405,9 @@ def test_wrong_places_and_unknown_classes_are_named(given, real, tmp_path):
     for inside, name in ((given / "out", "IMAGES"), (real / "train" / "out", "DATA"), (given, "IMAGES")):
         with pytest.raises(InputError, match=f"--out lies inside {name}"):
             shards.filter(given, real, inside, **FAST)
+    for path in (given, given / "a" / "000.png"):
+        with pytest.raises(InputError, match="IMAGES lies inside --out"):
+            shards.filter(path, real, given.parent, overwrite=True, **FAST)
     (tmp_path / "none" / "a").mkdir(parents=True)
     with pytest.raises(InputError, match="no synthetic image"):
         shards.filter(tmp_path / "none", real, tmp_path / "out", **FAST)

@@ -65,7 +65,7 @@ def real_evidence(view: RealView, gates: Gates, targets: tuple[str, ...], seed: 
 
 def _texture_and_copies(view: RealView, rows: np.ndarray, gates: Gates) -> tuple[np.ndarray, np.ndarray]:
     """Texture (n,) and the features (c, n, D) of near copies of train images, batch by batch."""
-    textures, copies = [np.zeros(0)], []
+    textures, copies = [np.zeros(0, np.float32)], []
     for pixels in _parts(view, rows):
         textures.append(texture(pixels))
         if MEMORISED in gates.images.checks:

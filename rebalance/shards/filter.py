@@ -170,7 +170,9 @@ def _check(shard_size: int, seed: int, square: str | None) -> None:
 
 
 def _check_outside(out: Path, path: Path, what: str) -> None:
-    """Refuse an output inside a folder that is read: its shards would be read as images the next time."""
+    """Refuse an output inside a folder that is read, whose next reading would find its shards, and the reverse."""
+    if path.resolve().is_relative_to(out.resolve()) and path.resolve() != out.resolve():
+        raise InputError(f"{what} lies inside --out", value=str(path), remedy="Choose another --out")
     if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
         raise InputError(
             f"--out lies inside {what}, where its shards would be read as images",
