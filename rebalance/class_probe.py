@@ -32,17 +32,24 @@ class ClassProbe:
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """Return class probabilities (n, classes) of features (n, d)."""
-        logits = features.astype(np.float64) @ self.weights + self.offsets
-        exponents = np.exp(logits - logits.max(1, keepdims=True))
-        return exponents / exponents.sum(1, keepdims=True)
+        return _softmax(features.astype(np.float64) @ self.weights + self.offsets)
 
     def confidence(self, features: np.ndarray, name: str) -> np.ndarray:
         """Return the probability (n,) of one class."""
         return self.probabilities(features)[:, self.names.index(name)]
 
+    def among(self, logits: np.ndarray, name: str) -> np.ndarray:
+        """Return the probability (n,) of one class by logits (n, classes), features times weights plus offsets."""
+        return _softmax(logits)[:, self.names.index(name)]
+
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Return the names (n,) of the likeliest classes."""
         return np.array(self.names)[self.probabilities(features).argmax(1)]
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    exponents = np.exp(logits - logits.max(1, keepdims=True))
+    return exponents / exponents.sum(1, keepdims=True)
 
 
 def most_of_a_class(n_classes: int) -> int:
@@ -59,22 +66,28 @@ def fit_probe(train: Mapping[str, np.ndarray], seed: int) -> ClassProbe | None:
     return _fit(features, labels, names)
 
 
-def held_out_confidence(train: Mapping[str, np.ndarray], name: str, seed: int) -> np.ndarray:
-    """Return the confidence of a class's own images by probes that have not seen them (cross-validation).
+def held_out_confidence(train: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    """Return the confidence (n,) of each class's own images by probes that have not seen them (cross-validation).
+
+    All classes share the folds, so a hundred of them cost five probes and not five hundred. A class of one image has
+    none, for without it no probe knows the class.
 
     Args:
-        train: features by class.
-        name: the class; it must have two images or more, and there must be another class.
+        train: features by class, of two classes or more.
         seed: seed of the folds.
     """
     names = tuple(other for other, features in train.items() if len(features))
     features, labels = _stacked(train, names, seed)
-    own = np.random.default_rng(seed).permutation(np.flatnonzero(labels == names.index(name)))
-    found = []
-    for left_out in np.array_split(own, min(_FOLDS, len(own))):
-        fitted = np.setdiff1d(np.arange(len(labels)), left_out)
-        found.append(_fit(features[fitted], labels[fitted], names).confidence(features[left_out], name))
-    return np.concatenate(found)
+    fold = np.full(len(labels), -1)
+    for number in range(len(names)):
+        own = np.random.default_rng((seed, number)).permutation(np.flatnonzero(labels == number))
+        if len(own) > 1:
+            fold[own] = np.arange(len(own)) % _FOLDS
+    found = np.full(len(labels), np.nan)
+    for left_out in (fold == number for number in range(_FOLDS) if (fold == number).any()):
+        probe = _fit(features[~left_out], labels[~left_out], names)
+        found[left_out] = probe.probabilities(features[left_out])[np.arange(left_out.sum()), labels[left_out]]
+    return {name: found[(labels == number) & (fold >= 0)] for number, name in enumerate(names)}
 
 
 def _stacked(train: Mapping[str, np.ndarray], names: tuple[str, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -103,7 +103,7 @@ def test_copies_that_were_moved_or_flipped_are_memorised():
 
 def test_near_copies_are_what_they_are_called():
     pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 1), np.uint8)
-    copies = near_copies(pixels)
+    copies = list(near_copies(pixels))
     assert all(copy.shape == pixels.shape and copy.dtype == np.uint8 for copy in copies)
     assert np.array_equal(copies[0][:, :, ::-1], pixels) and np.array_equal(copies[1][:, 1:], pixels[:, :-1])
     assert 0 < np.abs(copies[-1].astype(int) - pixels).mean() < 40
@@ -352,7 +352,7 @@ def test_confidence_of_unseen_images_comes_from_probes_without_them():
     rng = np.random.default_rng(0)
     noise = {"a": rng.standard_normal((40, 400)), "b": rng.standard_normal((40, 400))}
     seen = fit_probe(noise, 0).confidence(noise["a"], "a")
-    unseen = held_out_confidence(noise, "a", 0)
+    unseen = held_out_confidence(noise, 0)["a"]
     assert len(unseen) == 40 and seen.mean() > unseen.mean() + 0.15 and 0.3 < unseen.mean() < 0.7
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
 from rebalance import images
+from rebalance.class_probe import held_out_confidence
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,18 @@ class RealFeatures:
     copies: Mapping[str, np.ndarray] = field(default_factory=dict)
     texture: Mapping[str, np.ndarray] = field(default_factory=dict)
     confidence: Mapping[str, np.ndarray] = field(default_factory=dict)
+    _unseen: dict[int, dict[str, np.ndarray]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def unseen_confidence(self, name: str, seed: int) -> np.ndarray:
+        """Return the confidence of a class's train images by classifiers that have not seen them; found once for all.
+
+        Args:
+            name: the class; there must be another.
+            seed: seed of the folds.
+        """
+        if seed not in self._unseen:
+            self._unseen[seed] = held_out_confidence(self.train, seed)
+        return self._unseen[seed][name]
 
 
 @dataclass(frozen=True)
@@ -54,8 +67,14 @@ def texture(pixels: np.ndarray) -> np.ndarray:
     return np.log1p(np.abs(4 * inner - around).mean((1, 2)))
 
 
-def near_copies(pixels: np.ndarray) -> list[np.ndarray]:
-    """Return what counts as copies of images (n, H, W, C) uint8: flipped, moved by a pixel four ways, compressed."""
-    moved = [np.roll(pixels, step, axis) for axis in (1, 2) for step in (1, -1)]
+def near_copies(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield what counts as copies of images (n, H, W, C) uint8: flipped, moved by a pixel four ways, compressed.
+
+    One kind after another, so that memory holds no more than one of them.
+    """
+    yield pixels[:, :, ::-1]
+    for axis in (1, 2):
+        for step in (1, -1):
+            yield np.roll(pixels, step, axis)
     compressed = [np.asarray(Image.open(io.BytesIO(images.encode(image, "jpg", 75)))) for image in pixels]
-    return [pixels[:, :, ::-1], *moved, np.stack(compressed).reshape(pixels.shape)]
+    yield np.stack(compressed).reshape(pixels.shape)

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
+from scipy import stats
 from sklearn.covariance import ledoit_wolf
 
 from rebalance import frechet, metrics
-from rebalance.class_probe import fit_probe, held_out_confidence
+from rebalance.class_probe import fit_probe
 from rebalance.config import CHECKS
 from rebalance.errors import InputError
+from rebalance.filtering.bank import Bank, fit_bank, product
 from rebalance.filtering.evidence import Evidence, RealFeatures
 from rebalance.filtering.image_filter import (
     INFLUENCE,
@@ -26,8 +29,8 @@ from rebalance.filtering.image_filter import (
     Space,
     Verdict,
     confidence_of,
+    from_centre,
     mahalanobis,
-    normalised,
 )
 
 logger = logging.getLogger(__name__)
@@ -42,6 +45,8 @@ _RANDOM_SETS = 8
 _FOLDS = 5
 _COVERAGE_LOSS = 0.02
 _SAME_IMAGE = 1 - 1e-6
+_MOST_LEFT_OUT = 2000
+_PRIOR_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,11 @@ def fit_space(real: RealFeatures, dimensions: int, per_class: int, seed: int) ->
     parts = [metrics.at_most(f, per_class, seed, number) for number, f in enumerate(real.train.values())]
     projection = frechet.fit_projection(np.concatenate(parts), dimensions)
     small = [projection.apply(part) for part in parts if len(part)]
-    within, _ = ledoit_wolf(np.concatenate([part - part.mean(0) for part in small]), assume_centered=True)
+    scatter = np.concatenate([part - part.mean(0) for part in small])
+    within, shrinkage = ledoit_wolf(scatter, assume_centered=True)
     values, vectors = np.linalg.eigh(within)
     whitening = vectors / np.sqrt(values.clip(min=max(values.max() * 1e-9, 1e-12))) @ vectors.T
-    return Space(projection, whitening, fit_probe(real.train, seed))
+    return Space(projection, whitening, fit_probe(real.train, seed), float(1 - shrinkage) / len(scatter))
 
 
 def fit_filter(
@@ -110,7 +116,7 @@ def fit_filter(
         max_distance=max_distance,
         texture=fitting.texture(),
         min_confidence=fitting.min_confidence(pool.confidence is not None),
-        train=fitting.bank(),
+        bank=fitting.bank,
         max_similarity=fitting.max_similarity(),
         influence=frechet.Influence(np.zeros_like(precision), np.zeros_like(mean), 0.0),
         max_influence=0.0,
@@ -146,26 +152,35 @@ class _Fitting:
         shrinkage = max(shrinkage, min(1.0, len(mean) / (4 * n)))
         covariance = (1 - shrinkage) * centred.T @ centred / n + shrinkage * np.eye(len(mean))
         precision = np.linalg.inv(covariance)
-        # Leaving one out moves the mean and takes one outer product from the covariance (Sherman and Morrison, 1950).
+        # Leaving one out moves the mean and takes one outer product from the covariance (Sherman and Morrison, 1950),
+        # and from the pooled one, which knows each image too: where real images are few, that is most of it.
         own = mahalanobis(centred, precision) ** 2
-        taken = (1 - shrinkage) * n / (n - 1) / n
-        left_out = (n / (n - 1)) ** 2 * own / (1 - taken * own).clip(min=1e-6)
-        return mean, precision, float(np.sqrt(np.quantile(left_out, _KEPT_OF_REAL)))
+        taken = ((1 - shrinkage) / n + shrinkage * self.space.image_weight) * n / (n - 1)
+        left_out = np.sqrt((n / (n - 1)) ** 2 * own / (1 - taken * own).clip(min=1e-6))
+        # A Gaussian's distances in d dimensions have a logarithm with a deviation of about 1 / sqrt(2 d).
+        logs = np.log(left_out.clip(min=1e-12))
+        return mean, precision, float(np.exp(_limit(logs, _KEPT_OF_REAL, 1 / np.sqrt(2 * len(mean)))))
 
     def texture(self) -> tuple[float, ...]:
         """Mean and largest deviation of the real images' texture: what 99% keep, seen from the others, or 3 sigma."""
         of_train = self.real.texture.get(self.class_name)
         if of_train is None:
             return ()
-        n, mean = len(of_train), float(of_train.mean())
-        deviation = np.abs(of_train - mean) * n / (n - 1)
-        return mean, float(max(np.quantile(deviation, _KEPT_OF_REAL), 3 * of_train.std(ddof=1), 1e-3))
+        n, mean, sigma = len(of_train), float(of_train.mean()), float(of_train.std(ddof=1))
+        deviation = np.sort(np.abs(of_train - mean)) * n / (n - 1)
+        # Student's interval of the next image; wide where few say how much images vary.
+        by_sigma = sigma * max(3.0, np.sqrt(1 + 1 / n) * stats.t.ppf((1 + _KEPT_OF_REAL) / 2, n - 1))
+        return mean, float(max(deviation[min(_rank(n, _KEPT_OF_REAL), n) - 1], by_sigma, 1e-3))
 
-    def bank(self) -> np.ndarray:
-        """What a memorised image is similar to: train images, then their near copies, block by block."""
-        copies = self.real.copies.get(self.class_name)
-        every = self.train if copies is None else np.concatenate([self.train, *copies])
-        return normalised(every, self.space.projection)
+    @cached_property
+    def _centred(self) -> np.ndarray:
+        return from_centre(self.train, self.space.projection)
+
+    @cached_property
+    def bank(self) -> Bank:
+        """What a memorised image is similar to: train images, then their near copies, kind by kind."""
+        centre = self.space.projection.centre.astype(np.float32)
+        return fit_bank(self._centred, self.real.copies.get(self.class_name), centre, self.seed)
 
     def min_confidence(self, own: bool) -> float:
         """The least confidence: given, or what 95% of real images reach by classifiers that have not seen them.
@@ -181,32 +196,43 @@ class _Fitting:
             of_method = self.real.confidence.get(self.class_name) if own else None
             unseen = confidence_of(self.space, self.class_name, self.held_out, of_method)
         else:
-            unseen = held_out_confidence(self.real.train, self.class_name, self.seed)
+            unseen = self.real.unseen_confidence(self.class_name, self.seed)
             unseen = np.sqrt(unseen) if own else unseen
-        return min(float(np.quantile(unseen, 1 - _CONFIDENT_OF_REAL)), _MOST_CONFIDENCE)
+        odds = np.log(unseen.clip(1e-12, 1 - 1e-12)) - np.log1p(-unseen.clip(1e-12, 1 - 1e-12))
+        return min(float(1 / (1 + np.exp(_limit(-odds, _CONFIDENT_OF_REAL, 1.0)))), _MOST_CONFIDENCE)
 
     def max_similarity(self) -> float:
-        """The largest similarity: given, or that within which 99% of held-out images are to train images."""
+        """The largest similarity: given, or that within which 99% of held-out images are to train images.
+
+        The quantile is interpolated, so that of few images it is rather too low: a copy that passes is worse than a
+        good image that makes way for another.
+        """
         if self.options.max_similarity is not None:
             return self.options.max_similarity
         if MEMORISED not in self.options.checks:
             return 1.0
-        bank, n = self.bank(), len(self.train)
         if self._has_held_out:
-            nearest = (normalised(self.held_out, self.space.projection) @ bank.T).max(1)
+            centred = from_centre(self.held_out, self.space.projection)
+            nearest = self.bank.similarity(centred, product(centred, self.bank.axes))
         else:
             self._note(f"{len(self.held_out)} held-out images are too few: memorised is judged by train images")
-            similarities = (bank[:n] @ bank.T).reshape(n, -1, n)
-            own = np.arange(n)
-            of_copies = similarities[own, 1:, own]
-            similarities[own, :, own] = -1
-            nearest = similarities.max((1, 2))
+            nearest, of_copies = self._left_out_similarities()
             if of_copies.size:
                 # Few neighbours say little of how near real images come; what is as near as most copies is one.
                 nearest = np.append(nearest, np.quantile(of_copies, _MISSED_COPIES))
                 return float(nearest[nearest < _SAME_IMAGE].max(initial=-1.0))
         nearest = nearest[nearest < _SAME_IMAGE]
         return float(np.quantile(nearest, _KEPT_OF_REAL)) if len(nearest) else _SAME_IMAGE
+
+    def _left_out_similarities(self) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines of at most 2,000 train images to the nearest of the others (m,), and to their own copies (c, m)."""
+        n, bank = len(self.train), self.bank
+        chosen = metrics.at_most(np.arange(n), _MOST_LEFT_OUT, self.seed)
+        own = chosen[:, None] + np.arange(0, len(bank.rows), n)
+        nearest = bank.similarity(self._centred[chosen], product(self._centred[chosen], bank.axes), own)
+        itself = bank.rows_at(chosen)
+        of_copies = [np.einsum("nd,nd->n", itself, bank.rows_at(kind)) for kind in own.T[1:]]
+        return nearest, np.array(of_copies)
 
     def with_influence(self, found: ImageFilter, pool: Evidence) -> FittedFilter:
         """Add the influence on the distance of the pool's images that pass the other checks."""
@@ -276,6 +302,34 @@ class _Fitting:
     def _note(self, text: str) -> None:
         self.notes.append(text)
         logger.warning("class %r: %s", self.class_name, text)
+
+
+def _rank(n: int, share: float) -> int:
+    """The rank among n values that the next one exceeds with probability 1 - share at most; above n for few values."""
+    return int(np.ceil((n + 1) * share - 1e-9))
+
+
+def _limit(values: np.ndarray, share: float, prior: float) -> float:
+    """What the next value stays below with a probability of `share`, having seen n of its kind.
+
+    Where n is too small for the order of the values to say it, Student's prediction says it, but no less than the
+    largest: a quantile of few values lies too low. The deviation is held towards a known one, as if eight more values
+    had it.
+
+    Args:
+        values: (n,), about Gaussian.
+        share: the probability.
+        prior: that deviation.
+    """
+    n, rank = len(values), _rank(len(values), share)
+    if rank <= n:
+        return float(np.sort(values)[rank - 1])
+    if n == 0:
+        return np.inf
+    squares = np.square(values - values.mean()).sum() + _PRIOR_IMAGES * prior**2
+    freedom = n - 1 + _PRIOR_IMAGES
+    reach = stats.t.ppf(share, freedom) * np.sqrt(squares / freedom * (1 + 1 / n))
+    return float(max(values.max(), values.mean() + reach))
 
 
 def _coverage(real: np.ndarray, synthetic: np.ndarray) -> float:

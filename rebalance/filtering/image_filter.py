@@ -23,6 +23,7 @@ from rebalance import frechet
 from rebalance.class_probe import ClassProbe
 from rebalance.config import CHECKS
 from rebalance.errors import InputError
+from rebalance.filtering.bank import Bank, product
 from rebalance.filtering.evidence import Evidence
 
 OUTLIER, LOW_CONFIDENCE, MEMORISED, INFLUENCE = CHECKS
@@ -104,11 +105,14 @@ class Space:
         projection: principal components of the pooled real features.
         whitening: (d, d), makes the pooled within-class covariance there the identity.
         probe: classifier of all classes; None when there is only one.
+        image_weight: what one image of those that the whitening was fitted to weighs in that covariance; asked only by
+            the fitting.
     """
 
     projection: frechet.Projection
     whitening: np.ndarray
     probe: ClassProbe | None
+    image_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ class ImageFilter:
         max_distance: largest Mahalanobis distance.
         texture: mean of the real images' texture, and how far from it an image may be; empty: not asked.
         min_confidence: least confidence.
-        train: (n, D) float32, normalised features of the real train images and their near copies.
+        bank: the real train images and their near copies.
         max_similarity: largest cosine to one of them.
         influence: of single images on the Fréchet distance.
         max_influence: largest influence allowed.
@@ -140,7 +144,7 @@ class ImageFilter:
     max_distance: float
     texture: tuple[float, ...]
     min_confidence: float
-    train: np.ndarray
+    bank: Bank
     max_similarity: float
     influence: frechet.Influence
     max_influence: float
@@ -149,26 +153,54 @@ class ImageFilter:
 
     def scores(self, evidence: Evidence) -> list[Scores]:
         """Score images, each by itself."""
-        features = evidence.features
-        small = self.space.projection.apply(features)
-        columns: dict[str, np.ndarray] = {}
+        centred, parts = self._looked_at(evidence.features)
+        n = len(centred)
+        small = parts["axes"].astype(np.float64)
+        outlier = confidence = similarity = influence = np.full(n, UNMEASURED)
         if OUTLIER in self.checks:
-            columns["outlier"] = mahalanobis(small @ self.space.whitening - self.mean, self.precision)
-            columns["outlier"] /= self.max_distance
+            outlier = mahalanobis(small @ self.space.whitening - self.mean, self.precision) / self.max_distance
             if self.texture and evidence.texture is not None:
                 mean, most = self.texture
-                columns["outlier"] = np.maximum(columns["outlier"], np.abs(evidence.texture - mean) / most)
+                outlier = np.maximum(outlier, np.abs(evidence.texture - mean) / most)
         if LOW_CONFIDENCE in self.checks:
-            columns["confidence"] = confidence_of(self.space, self.class_name, features, evidence.confidence)
+            probe, logits = self.space.probe, parts["probe"].astype(np.float64)
+            of_probe = probe.among(logits + self._probe_offsets, self.class_name) if probe else np.ones(n)
+            confidence = joined(of_probe, evidence.confidence)
         if MEMORISED in self.checks:
-            columns["similarity"] = (normalised(features, self.space.projection) @ self.train.T).max(1)
+            similarity = self.bank.similarity(centred, parts["bank"])
         if INFLUENCE in self.checks:
-            rank = np.searchsorted(self.pool, self.influence.of(small), side="left")
-            columns["influence"] = rank / max(len(self.pool), 1)
-        return [
-            Scores(**{name: round(float(column[row]), 6) for name, column in columns.items()})
-            for row in range(len(features))
-        ]
+            influence = np.searchsorted(self.pool, self.influence.of(small), side="left") / max(len(self.pool), 1)
+        columns = (outlier, confidence, similarity, influence)
+        rounded = [np.round(np.asarray(column, np.float64), 6).tolist() for column in columns]
+        return [Scores(*row) for row in zip(*rounded, strict=True)]
+
+    def _looked_at(self, features: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return features from the pooled mean (n, D), and their products with all that is asked, float32."""
+        centred = from_centre(features, self.space.projection)
+        every = product(centred, self._matrix)
+        ends = np.cumsum([matrix.shape[1] for matrix in self._matrices.values()])[:-1]
+        return centred, dict(zip(self._matrices, np.split(every, ends, axis=1), strict=True))
+
+    @cached_property
+    def _matrices(self) -> dict[str, np.ndarray]:
+        """What features from the pooled mean are multiplied with."""
+        probe = self.space.probe
+        return {
+            "axes": self.space.projection.axes,
+            "probe": probe.weights if probe else np.zeros((len(self.space.projection.centre), 0)),
+            "bank": self.bank.axes,
+        }
+
+    @cached_property
+    def _matrix(self) -> np.ndarray:
+        """All of them side by side, so that one product does."""
+        return np.concatenate(list(self._matrices.values()), axis=1).astype(np.float32)
+
+    @cached_property
+    def _probe_offsets(self) -> np.ndarray:
+        """The classifier's offsets for features from the pooled mean, which is subtracted in float32."""
+        probe, centre = self.space.probe, self.space.projection.centre.astype(np.float32)
+        return probe.offsets + centre.astype(np.float64) @ probe.weights if probe else np.zeros(0)
 
     def judge(self, scores: Scores) -> Verdict:
         """Judge an image by its scores and nothing else."""
@@ -198,7 +230,11 @@ class ImageFilter:
 
 def confidence_of(space: Space, name: str, features: np.ndarray, own: np.ndarray | None) -> np.ndarray:
     """The classifier's confidence, or its geometric mean with the method's own: each has blind spots of its own."""
-    of_probe = space.probe.confidence(features, name) if space.probe else np.ones(len(features))
+    return joined(space.probe.confidence(features, name) if space.probe else np.ones(len(features)), own)
+
+
+def joined(of_probe: np.ndarray, own: np.ndarray | None) -> np.ndarray:
+    """Join confidences (n,) of the classifier and, where it can tell, of the method itself."""
     return of_probe if own is None else np.sqrt(of_probe * own)
 
 
@@ -207,7 +243,6 @@ def mahalanobis(centred: np.ndarray, precision: np.ndarray) -> np.ndarray:
     return np.sqrt(((centred @ precision) * centred).sum(1).clip(min=0))
 
 
-def normalised(features: np.ndarray, projection: frechet.Projection) -> np.ndarray:
-    """Features (n, D) from the pooled mean, of length 1."""
-    centred = features.astype(np.float64) - projection.centre
-    return (centred / np.linalg.norm(centred, axis=1, keepdims=True).clip(min=1e-12)).astype(np.float32)
+def from_centre(features: np.ndarray, projection: frechet.Projection) -> np.ndarray:
+    """Return features (n, D) from the pooled mean, float32."""
+    return features.astype(np.float32) - projection.centre.astype(np.float32)

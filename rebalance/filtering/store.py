@@ -12,10 +12,12 @@ import safetensors.numpy
 
 from rebalance import files, frechet
 from rebalance.class_probe import ClassProbe
+from rebalance.filtering.bank import Bank
 from rebalance.filtering.image_filter import ImageFilter, Space
 
 _INFLUENCE = fields(frechet.Influence)
-_ARRAYS = ("mean", "precision", "train", "pool")
+_ARRAYS = ("mean", "precision", "pool")
+_BANK = fields(Bank)
 _NUMBERS = ("checks", "max_distance", "texture", "min_confidence", "max_similarity", "max_influence", "notes")
 
 
@@ -46,7 +48,8 @@ def save_filters(path: Path, filters: Mapping[str, ImageFilter]) -> dict[str, An
 
 def _own_arrays(found: ImageFilter) -> dict[str, np.ndarray]:
     influence = {f"influence/{f.name}": np.asarray(getattr(found.influence, f.name)) for f in _INFLUENCE}
-    return {name: getattr(found, name) for name in _ARRAYS} | influence
+    bank = {f"bank/{f.name}": getattr(found.bank, f.name) for f in _BANK}
+    return {name: getattr(found, name) for name in _ARRAYS} | bank | influence
 
 
 def digest(found: ImageFilter) -> str:
@@ -77,6 +80,7 @@ def load_filters(path: Path, values: Mapping[str, Any]) -> dict[str, ImageFilter
         filters[name] = ImageFilter(
             class_name=name,
             space=space,
+            bank=Bank(**{f.name: tensors[f"{number}/bank/{f.name}"] for f in _BANK}),
             influence=frechet.Influence(**parts),
             **{array: tensors[f"{number}/{array}"] for array in _ARRAYS},
             **{key: tuple(value) if isinstance(value, list) else value for key, value in numbers.items()},

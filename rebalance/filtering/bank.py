@@ -1,0 +1,129 @@
+"""What a memorised image is similar to: the real train images of a class and their near copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+_GROUPS = 8
+_COARSE = 64
+_MOST_FITTED = 512
+_ROWS = 8
+_CONVERTED = 8192
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Normalised features of train images and their near copies, and a few components in which to look there first.
+
+    The cosines of an image to all of them would cost as much as making it where there are a thousand train images. So
+    the nearest in each of a few groups is looked up in components, and the exact cosine taken of those alone.
+
+    Attributes:
+        rows: (n, D) float16 of length 1 but for rounding: train images, then their copies, kind by kind.
+        axes: (D, r) float32, orthonormal: principal components of the rows, not centred.
+    """
+
+    rows: np.ndarray
+    axes: np.ndarray
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        """The rows of each group, as (groups, m); the last row stands in where they do not come out even."""
+        groups = min(_GROUPS, len(self.rows))
+        m = -(-len(self.rows) // groups)
+        return np.minimum(np.arange(groups * m), len(self.rows) - 1).reshape(groups, m)
+
+    def rows_at(self, rows: np.ndarray) -> np.ndarray:
+        """Return rows (m, D) float32 of length 1."""
+        return unit(self.rows[rows].astype(np.float32))
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        """(n,) float32: float16 leaves them a little off 1, and a copy's cosine is held against 1."""
+        blocks = range(0, len(self.rows), _CONVERTED)
+        return np.concatenate(
+            [np.linalg.norm(self.rows[b : b + _CONVERTED].astype(np.float32), axis=1) for b in blocks]
+        )
+
+    @cached_property
+    def _coarse(self) -> np.ndarray:
+        """(r, groups * m) float32, the rows in components, of length 1 there."""
+        blocks = range(0, len(self.rows), _CONVERTED)
+        small = np.concatenate([self.rows[b : b + _CONVERTED].astype(np.float32) @ self.axes for b in blocks])
+        return np.ascontiguousarray(unit(small)[self._places.ravel()].T)
+
+    def similarity(self, centred: np.ndarray, small: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
+        """Return the cosine (n,) float32 of images to the most similar row.
+
+        Args:
+            centred: (n, D) float32 features from the pooled mean.
+            small: (n, r) float32, the same in the components.
+            own: (n, k) the rows of an image that are not to count; None: all do.
+        """
+        found = np.empty(len(centred), np.float32)
+        for part in blocks_of(len(centred)):
+            coarse = product(small[part], self._coarse)
+            if own is not None:
+                for row, mine in zip(coarse, own[part], strict=True):
+                    row[mine] = -np.inf
+                    row[len(self.rows) :] = row[len(self.rows) - 1]
+            nearest = coarse.reshape(len(coarse), *self._places.shape).argmax(2)
+            rows = self._places[np.arange(len(self._places)), nearest]
+            cosines = np.matmul(self.rows[rows].astype(np.float32), unit(centred[part])[:, :, None])[:, :, 0]
+            cosines /= self._lengths[rows]
+            if own is not None:
+                cosines[(rows[:, :, None] == own[part][:, None, :]).any(2)] = -1.0
+            found[part] = cosines.max(1)
+        return found
+
+
+def fit_bank(centred: np.ndarray, copies: np.ndarray | None, centre: np.ndarray, seed: int) -> Bank:
+    """Build the bank of a class.
+
+    Args:
+        centred: (n, D) float32 features of train images, from the pooled mean.
+        copies: (c, n, D) features of their near copies; None: there are none.
+        centre: (D,) float32, the pooled mean.
+        seed: seed of the rows that the components are fitted to, where there are many.
+    """
+    kinds = [unit(centred).astype(np.float16)]
+    kinds += [unit(kind.astype(np.float32) - centre).astype(np.float16) for kind in (() if copies is None else copies)]
+    rows = np.concatenate(kinds)
+    chosen = np.random.default_rng(seed).permutation(len(rows))[:_MOST_FITTED]
+    fitted = rows[np.sort(chosen)].astype(np.float64)
+    values, vectors = np.linalg.eigh(fitted @ fitted.T)
+    used = values > max(values[-1], 1e-12) * 1e-6
+    used[:-_COARSE] = False
+    axes = fitted.T @ (vectors[:, used] / np.sqrt(values[used]))
+    return Bank(rows, np.ascontiguousarray(axes[:, ::-1], np.float32))
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Return vectors (n, d) with length 1, in their own precision; those of no length stay as they are."""
+    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+    return vectors / lengths[:, None].clip(min=1e-12)
+
+
+def blocks_of(n: int) -> Iterator[slice]:
+    """Yield slices of at most the number of rows that products are taken of at once."""
+    for first in range(0, n, _ROWS):
+        yield slice(first, min(first + _ROWS, n))
+
+
+def product(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Return rows (n, d) times a matrix (d, k), always so many rows at once.
+
+    A library may sum in another order where there are fewer rows; so an image's scores would depend on how many others
+    are scored with it.
+    """
+    parts = []
+    for part in blocks_of(len(rows)):
+        block = rows[part]
+        padded = np.zeros((_ROWS, rows.shape[1]), rows.dtype)
+        padded[: len(block)] = block
+        parts.append((padded @ matrix)[: len(block)])
+    return np.concatenate(parts) if parts else np.zeros((0, matrix.shape[1]), rows.dtype)
