@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg.blas import dtrmm
 from sklearn.covariance import ledoit_wolf
 
 from rebalance.errors import InputError
@@ -231,11 +233,17 @@ def frechet_distance(real: Moments, synthetic: Moments) -> float:
     The trace of the square root is the sum of the roots of the eigenvalues of L^T S L with S_r = L L^T, which is
     symmetric.
     """
-    cholesky = np.linalg.cholesky(real.covariance)
-    eigenvalues = np.linalg.eigvalsh(cholesky.T @ synthetic.covariance @ cholesky)
-    cross = np.sqrt(eigenvalues.clip(min=0)).sum()
+    cross = _root_trace(real.covariance, synthetic.covariance)
     shift = np.square(real.mean - synthetic.mean).sum()
     return float(shift + np.trace(real.covariance) + np.trace(synthetic.covariance) - 2 * cross)
+
+
+def _root_trace(first: np.ndarray, second: np.ndarray) -> float:
+    """Return tr((A B)^1/2) of a positive definite and a symmetric matrix, through L^T B L with A = L L^T."""
+    upper = np.linalg.cholesky(first).T
+    halved = dtrmm(1.0, upper, second)  # triangular products cost half
+    eigenvalues = np.linalg.eigvalsh(dtrmm(1.0, upper, halved, side=1, trans_a=1, overwrite_b=1))
+    return float(np.sqrt(eigenvalues.clip(min=0)).sum())
 
 
 def bias(real: Moments, n_synthetic: int) -> float:
@@ -354,15 +362,30 @@ def unreduced_distance(real: np.ndarray, synthetic: np.ndarray) -> float:
         if not np.isfinite(features).all():
             raise InputError("features contain values that are not finite")
         mean = features.mean(0, dtype=np.float64)
-        sides.append((mean, (features - mean) / np.sqrt(len(features) - 1)))
-    (mean, first), (other_mean, second) = sides
-    few, many = (first, second) if len(first) <= len(second) else (second, first)
-    if len(few) < few.shape[1]:
-        product = few @ many.T
-        eigenvalues = np.linalg.eigvalsh(product @ product.T)
+        sides.append((mean, features - mean, len(features) - 1))
+    (mean, first, n), (other_mean, second, m) = sides
+    if min(len(first), len(second)) < len(mean):
+        cross = _root_trace_of_few(first, second) / np.sqrt(n * m)
+        traces = np.square(first).sum() / n + np.square(second).sum() / m
     else:
-        values, vectors = np.linalg.eigh(few.T @ few)
-        root = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
-        eigenvalues = np.linalg.eigvalsh(root @ (many.T @ many) @ root)
-    cross = np.sqrt(eigenvalues.clip(min=0)).sum()
-    return float(np.square(mean - other_mean).sum() + np.square(first).sum() + np.square(second).sum() - 2 * cross)
+        covariances = [first.T @ first / n, second.T @ second / m]
+        cross = _root_trace_of_any(*covariances)
+        traces = sum(np.trace(covariance) for covariance in covariances)
+    return float(np.square(mean - other_mean).sum() + traces - 2 * cross)
+
+
+def _root_trace_of_few(first: np.ndarray, second: np.ndarray) -> float:
+    """Return tr((X^T X Y^T Y)^1/2) of X (n, d) and Y (m, d), the singular values of X Y^T."""
+    few, many = (first, second) if len(first) <= len(second) else (second, first)
+    product = few @ many.T
+    return float(np.sqrt(np.linalg.eigvalsh(product @ product.T).clip(min=0)).sum())
+
+
+def _root_trace_of_any(first: np.ndarray, second: np.ndarray) -> float:
+    """Return tr((A B)^1/2) of two covariances, of which both may be singular, as where a feature never varies."""
+    for a, b in ((first, second), (second, first)):
+        with contextlib.suppress(np.linalg.LinAlgError):
+            return _root_trace(a, b)
+    values, vectors = np.linalg.eigh(first)
+    root = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
+    return float(np.sqrt(np.linalg.eigvalsh(root @ second @ root).clip(min=0)).sum())

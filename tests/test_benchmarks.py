@@ -17,6 +17,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import classifier  # noqa: E402
 import data_sets  # noqa: E402
+import frechet as frechet_benchmark  # noqa: E402
 import index  # noqa: E402
 import train_step  # noqa: E402
 import translator  # noqa: E402
@@ -105,6 +106,13 @@ def test_killed_work_ends_as_if_nothing_had_happened(tmp_path):
     row = json.loads((tmp_path / "kill.jsonl").read_text())
     assert row["fit"]["kills"] == row["generate"]["kills"] == row["filter"]["kills"] == 3
     assert row["fit"]["finished"] and row["generate"]["finished"]
+
+
+def test_clean_fid_and_this_package_find_one_distance():
+    row = frechet_benchmark.measure(n=400, d=48, repeats=2, threads=1, seed=0)
+    assert row["relative_difference"] < 1e-6 and row["distances"]["package"] > 0.01
+    assert len(row["processor_seconds"]["clean-fid"]) == 2 and row["least"] <= row["times_faster"] <= row["most"]
+    assert "| 400 | 48 |" in frechet_benchmark.report([row])
 
 
 def test_every_way_of_reading_a_folder_finds_all_files(tmp_path):

@@ -1,12 +1,13 @@
 """The filter of single images and the gates of classes, on features whose truth is known."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from rebalance import filtering, metrics
+from rebalance import class_probe, filtering, metrics
 from rebalance.class_probe import fit_probe, held_out_confidence
 from rebalance.errors import DamagedError, InputError
 from rebalance.filtering import (
@@ -26,7 +27,9 @@ from rebalance.filtering import (
     fit_filter,
     fit_space,
 )
+from rebalance.filtering.bank import Bank, fit_bank
 from rebalance.filtering.evidence import near_copies, texture
+from rebalance.filtering.fitting import _limit
 from rebalance.filtering.store import digest, load_filters, save_filters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,6 +71,44 @@ def test_real_images_that_nobody_has_seen_pass():
     assert share_failing(found, fresh, MEMORISED) < 0.06
 
 
+def few_real(seed: int, n: int, per_class: int) -> tuple[RealFeatures, Callable[[int], np.ndarray]]:
+    """A class of n among two of so many, in 64 dimensions: most of the pooled covariance is known from few images."""
+    rng = np.random.default_rng((seed, n))
+    scales, turn = np.arange(1, 65.0) ** -0.5, np.linalg.qr(rng.standard_normal((64, 64)))[0]
+    centres = dict(zip(("a", "b", "poor"), rng.standard_normal((3, 64)) * scales * 1.5 @ turn, strict=True))
+
+    def draw(m: int, name: str = "poor") -> np.ndarray:
+        return (centres[name] + (rng.standard_normal((m, 64)) * scales) @ turn).astype(np.float32)
+
+    return RealFeatures({"a": draw(per_class, "a"), "b": draw(per_class, "b"), "poor": draw(n)}, {}), draw
+
+
+@pytest.mark.parametrize(("n", "per_class"), [(40, 60), (40, 200), (54, 40)])
+def test_few_real_images_do_not_make_outliers_of_the_next_ones(n, per_class):
+    """The pooled covariance has seen each of them: where it is not taken out of it, a quarter and more are rejected."""
+    rates, found = [], []
+    for seed in range(6):
+        features, draw = few_real(seed, n, per_class)
+        space = fit_space(features, 64, 200, seed)
+        fitted = fit_filter("poor", features, space, Evidence(draw(50)), FilterOptions((OUTLIER,)), seed).image_filter
+        rates.append(share_failing(fitted, draw(300), OUTLIER))
+        fresh, directions = draw(100), np.random.default_rng(seed).standard_normal((100, 64))
+        deviation = draw(400).std(0)
+        far = fresh + 6 * deviation * np.sqrt(64) * directions / np.linalg.norm(directions, axis=1, keepdims=True)
+        found.append(share_failing(fitted, far.astype(np.float32), OUTLIER))
+    assert np.mean(rates) <= 0.05 and max(rates) <= 0.1
+    assert np.mean(found) > 0.95
+
+
+@pytest.mark.parametrize("n", [2, 5, 20, 40, 98, 99, 300])
+def test_a_limit_holds_for_the_next_value(n):
+    rng = np.random.default_rng(n)
+    above = [np.mean(rng.standard_normal(200) > _limit(rng.standard_normal(n), 0.99, 1.0)) for _ in range(200)]
+    assert 0.001 < np.mean(above) < 0.016, "1% of the next values, on average over what the limit was set by"
+    heavy = [np.mean(rng.standard_t(4, 200) > _limit(rng.standard_t(4, n), 0.99, 1.0)) for _ in range(200)]
+    assert np.mean(heavy) < 0.035
+
+
 def test_outliers_of_a_timid_generator_go():
     """The spread is 0.6 of the real one, where influence alone would welcome far images; a tenth lies at 6 sigma."""
     timid = of_class("poor", 900, 3, spread=0.6)
@@ -89,6 +130,34 @@ def test_near_copies_of_train_images_are_memorised():
     found = fitted(of_class("poor", 400, 3), features)
     noise = np.random.default_rng(1).standard_normal((150, D)) * 0.02
     assert share_failing(found, features.train["poor"] + noise, MEMORISED) > 0.99
+
+
+def bank_of(n: int, kinds: int, d: int = 96) -> tuple[Bank, np.ndarray]:
+    rng = np.random.default_rng(n)
+    train = rng.standard_normal((n, d)).astype(np.float32)
+    copies = train + 0.2 * rng.standard_normal((kinds, n, d)).astype(np.float32)
+    return fit_bank(train, copies if kinds else None, np.zeros(d, np.float32), 0), train
+
+
+@pytest.mark.parametrize(("n", "kinds"), [(2, 0), (3, 2), (5, 0), (40, 6), (300, 1)])
+def test_the_most_similar_row_is_found_where_an_image_is_near_one(n, kinds):
+    bank, train = bank_of(n, kinds)
+    images = train + 0.3 * np.random.default_rng(1).standard_normal(train.shape).astype(np.float32)
+    cosines = images @ bank.rows.astype(np.float32).T / np.linalg.norm(images, axis=1)[:, None]
+    np.testing.assert_allclose(bank.similarity(images, images @ bank.axes), cosines.max(1), atol=1e-3)
+    itself = bank.similarity(train, train @ bank.axes)
+    assert (itself > 1 - 1e-6).all(), "the same image can be told from a copy"
+
+
+@pytest.mark.parametrize(("n", "kinds"), [(2, 0), (3, 1), (41, 6)])
+def test_rows_of_the_image_itself_are_left_out(n, kinds):
+    bank, train = bank_of(n, kinds)
+    own = np.arange(n)[:, None] + np.arange(0, len(bank.rows), n)
+    found = bank.similarity(train, train @ bank.axes, own)
+    cosines = train @ bank.rows.astype(np.float32).T / np.linalg.norm(train, axis=1)[:, None]
+    np.put_along_axis(cosines, own, -1.0, axis=1)
+    assert (found < 0.7).all() and (found <= cosines.max(1) + 1e-3).all()
+    assert n > 9 or np.allclose(found, cosines.max(1), atol=1e-3)
 
 
 def test_copies_that_were_moved_or_flipped_are_memorised():
@@ -173,12 +242,10 @@ def test_the_first_failed_check_is_the_reason_and_all_are_told():
 
 def test_a_score_depends_on_its_image_alone():
     found, images = fitted(of_class("poor", 400, 3)), of_class("poor", 40, 5)
-    together = [tuple(vars(scores).values()) for scores in found.scores(Evidence(images))]
-    # But for the rounding of sums that a library orders by their number.
-    alone = [tuple(vars(scores).values()) for image in images for scores in found.scores(Evidence(image[None]))]
-    np.testing.assert_allclose(alone, together, atol=2e-6)
-    backwards = [tuple(vars(scores).values()) for scores in found.scores(Evidence(images[::-1]))]
-    np.testing.assert_allclose(backwards, together[::-1], atol=2e-6)
+    together = found.scores(Evidence(images))
+    assert [scores for image in images for scores in found.scores(Evidence(image[None]))] == together
+    assert found.scores(Evidence(images[::-1])) == together[::-1]
+    assert found.scores(Evidence(images[3:36])) == together[3:36]
 
 
 def test_too_few_held_out_images_are_said(caplog):
@@ -354,6 +421,23 @@ def test_confidence_of_unseen_images_comes_from_probes_without_them():
     seen = fit_probe(noise, 0).confidence(noise["a"], "a")
     unseen = held_out_confidence(noise, 0)["a"]
     assert len(unseen) == 40 and seen.mean() > unseen.mean() + 0.15 and 0.3 < unseen.mean() < 0.7
+
+
+def test_one_set_of_probes_tells_the_unseen_confidence_of_all_classes(monkeypatch):
+    fits = []
+    monkeypatch.setattr(class_probe, "_fit", lambda *of, fit=class_probe._fit: fits.append(of) or fit(*of))
+    features = RealFeatures({"a": of_class("a", 30, 1), "one": of_class("b", 1, 1), "poor": of_class("poor", 7, 1)}, {})
+    found = {name: features.unseen_confidence(name, 0) for name in features.train}
+    assert len(fits) == 5 and {name: len(of) for name, of in found.items()} == {"a": 30, "one": 0, "poor": 7}
+    assert np.isfinite(found["poor"]).all() and found["poor"].mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("keep", 0.0), ("keep", 1.1), ("min_confidence", -0.1), ("max_similarity", 1.5)]
+)
+def test_limits_out_of_range_are_refused(option, value):
+    with pytest.raises(InputError, match=f"--{option.replace('_', '-')}"):
+        FilterOptions(**{option: value})
 
 
 def test_the_floor_of_kid_is_what_real_images_have_between_them():

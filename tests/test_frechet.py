@@ -12,6 +12,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
+from sklearn.datasets import load_digits
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from rebalance import features as features_module
@@ -193,6 +194,16 @@ def test_the_unreduced_distance_is_that_of_other_implementations(n, m, d):
     assert found == pytest.approx(shift + traces - 2 * roots, rel=1e-5)
 
 
+def test_features_that_never_vary_have_a_distance():
+    """Their covariances are singular on both sides, however many images there are."""
+    first, second = normal(50, 6) * [1, 2, 0, 1, 0, 3], normal(60, 6, 1) * [2, 1, 0, 1, 0, 1] + [0, 0, 2, 0, 0, 0]
+    varying = [0, 1, 3, 5]
+    expected = 4 + unreduced_distance(first[:, varying], second[:, varying])
+    assert unreduced_distance(first, second) == pytest.approx(expected, rel=1e-6)
+    assert unreduced_distance(np.ones((9, 4)), np.zeros((9, 4))) == pytest.approx(4)
+    assert unreduced_distance(first, first) == pytest.approx(0, abs=1e-6)
+
+
 def test_the_unreduced_distance_refuses_what_has_none():
     with pytest.raises(InputError, match="at least 2 images"):
         unreduced_distance(np.zeros((1, 3)), np.zeros((5, 3)))
@@ -315,6 +326,20 @@ def test_influence_ranks_images_as_leaving_each_out_does(n, least):
     found = influence(of_real, plain_moments(synthetic)).of(synthetic)
     assert spearmanr(found, -np.array(changes)).statistic >= least
     assert np.polyfit(found, -np.array(changes) * (n - 1), 1)[0] == pytest.approx(1, abs=0.2)
+
+
+def test_influence_ranks_real_features_as_leaving_each_out_does(efficientnet):
+    digits = load_digits()
+    pixels = (digits.images * 255 / 16).astype(np.uint8)[:, :, :, None]
+    chosen = [np.flatnonzero(digits.target == label)[:128] for label in (3, 8, 5, 9)]
+    features = [efficientnet.extract_all(pixels[rows]) for rows in chosen]
+    projection = fit_projection(np.concatenate(features), 16)
+    real, synthetic = (projection.apply(np.concatenate(pair)) for pair in (features[:2], features[2:]))
+    of_real, n = plain_moments(real), len(synthetic)
+    whole = frechet_distance(of_real, plain_moments(synthetic))
+    changes = [whole - frechet_distance(of_real, plain_moments(np.delete(synthetic, i, 0))) for i in range(n)]
+    found = influence(of_real, plain_moments(synthetic)).of(synthetic)
+    assert n == 256 and spearmanr(found, changes).statistic >= 0.99
 
 
 def test_influence_is_zero_on_average_and_everywhere_for_equal_sets():

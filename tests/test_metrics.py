@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cleanfid.fid import kernel_distance as cleanfid_kernel_distance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prdc import compute_prdc
@@ -36,6 +37,14 @@ def test_the_kernel_distance_is_the_unbiased_one_over_all_pairs(real, synthetic)
     d = real.shape[1]
     kernels = [(a @ b.T / d + 1) ** 3 for a, b in ((real, real), (real, synthetic), (synthetic, synthetic))]
     assert metrics.kernel_distance(real, synthetic).value == pytest.approx(mmd2(*kernels), rel=1e-9)
+
+
+@pytest.mark.parametrize(("real", "synthetic"), SETS)
+def test_the_kernel_distance_is_that_of_clean_fid(real, synthetic):
+    n = min(len(real), len(synthetic))
+    real, synthetic = real[:n].astype(np.float64), synthetic[:n].astype(np.float64)
+    expected = cleanfid_kernel_distance(real, synthetic, num_subsets=1, max_subset_size=n)
+    assert metrics.kernel_distance(real, synthetic).value == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_jackknife_is_what_leaving_out_one_image_gives():

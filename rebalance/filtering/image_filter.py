@@ -153,9 +153,10 @@ class ImageFilter:
 
     def scores(self, evidence: Evidence) -> list[Scores]:
         """Score images, each by itself."""
-        centred, parts = self._looked_at(evidence.features)
-        n = len(centred)
-        small = parts["axes"].astype(np.float64)
+        centred = from_centre(evidence.features, self.space.projection)
+        n, seen = len(centred), product(centred, self._matrix)
+        d, r = len(self.mean), self.bank.axes.shape[1]
+        small = seen[:, :d].astype(np.float64)
         outlier = confidence = similarity = influence = np.full(n, UNMEASURED)
         if OUTLIER in self.checks:
             outlier = mahalanobis(small @ self.space.whitening - self.mean, self.precision) / self.max_distance
@@ -163,38 +164,22 @@ class ImageFilter:
                 mean, most = self.texture
                 outlier = np.maximum(outlier, np.abs(evidence.texture - mean) / most)
         if LOW_CONFIDENCE in self.checks:
-            probe, logits = self.space.probe, parts["probe"].astype(np.float64)
+            probe, logits = self.space.probe, seen[:, d:-r].astype(np.float64)
             of_probe = probe.among(logits + self._probe_offsets, self.class_name) if probe else np.ones(n)
             confidence = joined(of_probe, evidence.confidence)
         if MEMORISED in self.checks:
-            similarity = self.bank.similarity(centred, parts["bank"])
+            similarity = self.bank.similarity(centred, seen[:, -r:])
         if INFLUENCE in self.checks:
             influence = np.searchsorted(self.pool, self.influence.of(small), side="left") / max(len(self.pool), 1)
         columns = (outlier, confidence, similarity, influence)
-        rounded = [np.round(np.asarray(column, np.float64), 6).tolist() for column in columns]
-        return [Scores(*row) for row in zip(*rounded, strict=True)]
-
-    def _looked_at(self, features: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return features from the pooled mean (n, D), and their products with all that is asked, float32."""
-        centred = from_centre(features, self.space.projection)
-        every = product(centred, self._matrix)
-        ends = np.cumsum([matrix.shape[1] for matrix in self._matrices.values()])[:-1]
-        return centred, dict(zip(self._matrices, np.split(every, ends, axis=1), strict=True))
-
-    @cached_property
-    def _matrices(self) -> dict[str, np.ndarray]:
-        """What features from the pooled mean are multiplied with."""
-        probe = self.space.probe
-        return {
-            "axes": self.space.projection.axes,
-            "probe": probe.weights if probe else np.zeros((len(self.space.projection.centre), 0)),
-            "bank": self.bank.axes,
-        }
+        return [Scores(*row) for row in np.round(np.stack(columns, 1), 6).tolist()]
 
     @cached_property
     def _matrix(self) -> np.ndarray:
-        """All of them side by side, so that one product does."""
-        return np.concatenate(list(self._matrices.values()), axis=1).astype(np.float32)
+        """What features from the pooled mean are multiplied with, side by side: components, classifier, bank."""
+        space = self.space
+        parts = [space.projection.axes, *([space.probe.weights] if space.probe else []), self.bank.axes]
+        return np.concatenate(parts, axis=1).astype(np.float32)
 
     @cached_property
     def _probe_offsets(self) -> np.ndarray:
