@@ -2,7 +2,8 @@
 
     python benchmarks/filter.py --run RUN --classifier FILE
     python benchmarks/filter.py --run RUN --classifier FILE --planted
-    python benchmarks/filter.py --report
+    python benchmarks/filter.py --cost --work WORK
+    python benchmarks/filter.py --report [--json]
 
 RUN is a run of `benchmarks/translator.py` on the long tail of Fashion-MNIST, and FILE the classifier of all real images
 that it has trained. For each poor class and seed, the filter is calibrated on a pool of 512 candidates; then 25, 50 and
@@ -19,22 +20,31 @@ FD is in 64 principal components of test features; `agreement` is the share that
 for the class. `--planted` replaces 20% of the candidates by real images of other classes, 10% by near copies of real
 train images (moved by a pixel, JPEG 90, or flipped, a third each) and 10% by images with added noise, and reports each
 reason's recall, and its precision among these and the candidates that were left alone. Lines go to
-`results/filter.jsonl`, a line about the run first.
+`results/filter.jsonl`, a line about the run first; `--report` tells of the last run there, and for each class and share
+whether `default` is within one standard error of the best FD, and what it covers against `random`.
+
+`--cost` needs no run: it trains `fashion-cpu` for a step on the digits and compares the processor's time of scoring and
+judging an image, features given, with that of making one (translation, features, JPEG), in one process on one thread
+and in turns, for 50, 200 and 1,000 real train images whose features are drawn. The roughness of images, which needs
+their pixels, is timed apart. Lines go to `results/filter_cost.jsonl`.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import classifier
 import faiss
+import generate
 import numpy as np
 import torch
 from PIL import Image
@@ -59,12 +69,14 @@ from rebalance.filtering import (
 from rebalance.filtering.calibration import real_evidence
 from rebalance.filtering.evidence import texture
 from rebalance.filtering.fitting import FittedFilter
-from rebalance.filtering.image_filter import Space
+from rebalance.filtering.image_filter import ImageFilter, Space, Verdict
 from rebalance.generation import LoadedRun, Made, Slot, Synthesizer, batches_by_model, candidate_stream, load_run
 from rebalance.planning import real_features
 from rebalance.training import RunDirectory
 
 RESULTS = Path(__file__).parent / "results" / "filter.jsonl"
+COST_RESULTS = RESULTS.with_name("filter_cost.jsonl")
+COST_REAL, COST_IMAGES, COST_ROUNDS = (50, 200, 1000), 512, 5
 POOL, CANDIDATES, DIMENSIONS = 512, 1500, 64
 SHARES = (0.25, 0.5, 0.75)
 _NEIGHBOURS = 3
@@ -262,6 +274,114 @@ def near_copy(image: np.ndarray, kind: int) -> np.ndarray:
     return image[:, ::-1]
 
 
+def cost(work: Path, size_px: int) -> list[dict[str, Any]]:
+    """Return, for some numbers of real train images, what scoring an image costs against making it."""
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    run = load_run(RunDirectory(generate.fitted(work, size_px)), None, device)
+    synthesizer = Synthesizer(run, device, make_extractor(run.recipe.features, device))
+    target, stream = run.plan.targets[0].name, candidate_stream("benchmark", run.index, run.plan, run.recipe)
+    drawn = [stream.draw(Slot(target, number), 0) for number in range(COST_IMAGES)]
+    batches = batches_by_model(run, drawn, synthesizer.batch)
+    sources = [[synthesizer.load(candidate.source) for candidate in batch] for batch in batches]
+
+    def make() -> list[list[Made]]:
+        made = [synthesizer.make(batch, own) for batch, own in zip(batches, sources, strict=True)]
+        for batch in made:
+            for image in batch:
+                images.encode(image.pixels, "jpg", 95)
+        return made
+
+    made = make()  # once before it counts: style codes
+    filters = {n: _filter_of(n, target, made, synthesizer) for n in COST_REAL}
+    pixels = [np.stack([image.pixels for image in batch]) for batch in made]
+    evidence = [Evidence(np.stack([m.features for m in b]), texture(p)) for b, p in zip(made, pixels, strict=True)]
+    work_of: dict[str, Callable[[], Any]] = {"make": make, "texture": lambda: [texture(batch) for batch in pixels]}
+    work_of |= {str(n): functools.partial(_judged, found, evidence) for n, found in filters.items()}
+    seconds: dict[str, list[float]] = {key: [] for key in work_of}
+    for _ in range(COST_ROUNDS):
+        for key, what in work_of.items():
+            seconds[key].append(_processor_seconds(what))
+    middle = {key: float(np.median(of)) / COST_IMAGES * 1e6 for key, of in seconds.items()}
+    return [
+        {
+            "size_px": size_px, "real_images": n, "images": COST_IMAGES, "batch": synthesizer.batch, "n": COST_ROUNDS,
+            "make_us": middle["make"], "texture_us": middle["texture"], "score_us": middle[str(n)],
+            "share": middle[str(n)] / middle["make"],
+            "shares": [score / made for score, made in zip(seconds[str(n)], seconds["make"], strict=True)],
+            "cores": os.cpu_count(), "torch": torch.__version__, "numpy": np.__version__,
+        }
+        for n in filters
+    ]  # fmt: skip
+
+
+def _filter_of(n: int, target: str, made: list[list[Made]], synthesizer: Synthesizer) -> ImageFilter:
+    """Fit a filter to n real images and 100 held-out ones, with features drawn like those of made images."""
+    pool, rng = evidence_of([image for batch in made for image in batch], synthesizer), np.random.default_rng(n)
+    centre, spread = pool.features.mean(0), pool.features.std(0)
+
+    def draw(*shape: int) -> np.ndarray:
+        return (centre + spread * rng.standard_normal((*shape, len(centre)))).astype(np.float32)
+
+    classes = {str(number): draw(100) + spread * rng.standard_normal(len(centre)) for number in range(9)}
+    real = RealFeatures({**classes, target: draw(n)}, {target: draw(100)}, {target: draw(6, n)}, {target: pool.texture})
+    space = fit_space(real, synthesizer.run.recipe.filtering.dimensions, 200, 0)
+    return fit_filter(target, real, space, pool, FilterOptions(keep=0.8, min_confidence=0.0), 0).image_filter
+
+
+def _judged(found: ImageFilter, evidence: list[Evidence]) -> list[Verdict]:
+    """Judge images batch by batch, as `generate` does."""
+    return [found.judge(scores) for of_batch in evidence for scores in found.scores(of_batch)]
+
+
+def _processor_seconds(work: Callable[[], Any]) -> float:
+    begun = time.process_time()
+    work()
+    return time.process_time() - begun
+
+
+def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return for each class and share kept whether `default` is near the best way, and what it covers."""
+    compared, found = [row for row in rows if "way" in row], []
+    for name, share in sorted({(row["class"], row["share"]) for row in compared}):
+        cell = [row for row in compared if (row["class"], row["share"]) == (name, share)]
+        ways = {way: sorted((r for r in cell if r["way"] == way), key=lambda r: r["seed"]) for way in _ways(cell)}
+        means = {way: float(np.mean([r["fd"] for r in own])) for way, own in ways.items()}
+        best = min(means, key=means.__getitem__)
+        error = _standard_error([r["fd"] for r in ways[best]])
+        gained = [d["coverage"] - r["coverage"] for d, r in zip(ways["default"], ways["random"], strict=True)]
+        found.append({
+            "class": name, "share": share, "seeds": len(gained), "best": best, "best_fd": means[best],
+            "best_fd_error": error, "default_fd": means["default"], "random_fd": means["random"],
+            "within_one_error_of_best": bool(means["default"] <= means[best] + error),
+            "coverage_gained_on_random": float(np.mean(gained)), "coverage_gained_error": _standard_error(gained),
+        })  # fmt: skip
+    return found
+
+
+def _standard_error(values: list[float]) -> float:
+    """The standard error of the mean of values, of one value none."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def report_json(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the verdicts as plain values, with what holds of all of them."""
+    found = verdicts(rows)
+    planted_rows = [row for row in rows if "planted" in row]
+    return {
+        "cells": found,
+        "within_one_error_of_best": sum(cell["within_one_error_of_best"] for cell in found),
+        "of_cells": len(found),
+        "least_coverage_gained_on_random": min((c["coverage_gained_on_random"] for c in found), default=None),
+        "least_recall": min((row["recall"] for row in planted_rows), default=None),
+    }
+
+
+def last_run(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of the run that the last row is of."""
+    return [row for row in rows if row["run"] == rows[-1]["run"]]
+
+
 def report(rows: list[dict[str, Any]]) -> str:
     """Return the rows as tables: means and standard errors over seeds."""
     compared = [row for row in rows if "way" in row]
@@ -278,6 +398,17 @@ def report(rows: list[dict[str, Any]]) -> str:
                 f"{fd.mean():.0f} ± {error:.0f}, {kid.mean():.0f}, {coverage.mean():.2f}, {agreement.mean():.2f}"
             )
         lines.append(f"| {name} | {share:.0%} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "| class | kept | best | default within one standard error | coverage against random |",
+        "|---" * 5 + "|",
+    ]
+    lines += [
+        f"| {c['class']} | {c['share']:.0%} | {c['best']} | {'yes' if c['within_one_error_of_best'] else 'no'} "
+        f"({c['default_fd']:.0f}, {c['best_fd']:.0f} ± {c['best_fd_error']:.0f}) "
+        f"| {c['coverage_gained_on_random']:+.3f} ± {c['coverage_gained_error']:.3f} |"
+        for c in verdicts(rows)
+    ]
     lines += ["", "| class | planted | recall | precision | rejected for any reason |", "|---|---|---|---|---|"]
     for name, reason in sorted({(row["class"], row["planted"]) for row in rows if "planted" in row}):
         own = [r for r in rows if r.get("planted") == reason and r["class"] == name]
@@ -296,11 +427,24 @@ def main() -> None:
     parser.add_argument("--classifier", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--planted", action="store_true")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--cost", action="store_true", help="what scoring costs against making an image")
+    parser.add_argument("--work", type=Path, help="folder outside the repository, for --cost")
+    parser.add_argument("--size", type=int, default=32, help="size of the images of --cost, in pixels")
+    parser.add_argument("--results", type=Path)
     parser.add_argument("--report", action="store_true", help="print what was measured and measure nothing")
+    parser.add_argument("--json", action="store_true", help="print the report's verdicts as JSON")
     arguments = parser.parse_args()
     if arguments.report:
-        print(report([json.loads(line) for line in arguments.results.read_text(encoding="utf-8").splitlines()]))
+        text = (arguments.results or RESULTS).read_text(encoding="utf-8")
+        rows = last_run([json.loads(line) for line in text.splitlines()])
+        print(json.dumps(report_json(rows)) if arguments.json else report(rows))
+        return
+    if arguments.cost:
+        if not arguments.work:
+            parser.error("--cost needs --work")
+        rows = cost(arguments.work, arguments.size)
+        _append(arguments.results or COST_RESULTS, rows)
+        print("\n".join(map(json.dumps, rows)))
         return
     if not (arguments.run and arguments.classifier):
         parser.error("--run and --classifier are needed, or --report")
@@ -314,9 +458,13 @@ def main() -> None:
             found = (planted if arguments.planted else compare)(setting, target, seed)
             rows += [{"run": run, **row} for row in found]
             print(target, seed, flush=True)
-    with arguments.results.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    _append(arguments.results or RESULTS, rows)
     print(report(rows))
+
+
+def _append(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg.blas import dtrmm
+import scipy.linalg
+from scipy.linalg.blas import dsyrk
 from sklearn.covariance import ledoit_wolf
 
 from rebalance.errors import InputError
@@ -16,6 +17,7 @@ from rebalance.errors import InputError
 _LEAST_VARIANCE = 1e-10
 _INFINITY_POINTS = 8
 _DRAWN_AT_ONCE = 65_536
+_BLOCK = 2048
 
 
 @dataclass(frozen=True)
@@ -239,10 +241,11 @@ def frechet_distance(real: Moments, synthetic: Moments) -> float:
 
 
 def _root_trace(first: np.ndarray, second: np.ndarray) -> float:
-    """Return tr((A B)^1/2) of a positive definite and a symmetric matrix, through L^T B L with A = L L^T."""
-    upper = np.linalg.cholesky(first).T
-    halved = dtrmm(1.0, upper, second)  # triangular products cost half
-    eigenvalues = np.linalg.eigvalsh(dtrmm(1.0, upper, halved, side=1, trans_a=1, overwrite_b=1))
+    """Return tr((A B)^1/2) of two symmetric matrices, A positive definite, of which the lower triangles are read.
+
+    The eigenvalues of B A, which are those of L^T B L with A = L L^T, without a product of whole matrices.
+    """
+    eigenvalues = scipy.linalg.eigh(second, first, type=2, driver="gv", eigvals_only=True, check_finite=False)
     return float(np.sqrt(eigenvalues.clip(min=0)).sum())
 
 
@@ -355,23 +358,28 @@ def unreduced_distance(real: np.ndarray, synthetic: np.ndarray) -> float:
     Raises:
         InputError: fewer than 2 images on a side, or values that are not finite.
     """
-    sides = []
     for features in (real, synthetic):
         if len(features) < 2:
             raise InputError("a Fréchet distance needs at least 2 images on each side", value=len(features))
         if not np.isfinite(features).all():
             raise InputError("features contain values that are not finite")
-        mean = features.mean(0, dtype=np.float64)
-        sides.append((mean, features - mean, len(features) - 1))
-    (mean, first, n), (other_mean, second, m) = sides
-    if min(len(first), len(second)) < len(mean):
-        cross = _root_trace_of_few(first, second) / np.sqrt(n * m)
-        traces = np.square(first).sum() / n + np.square(second).sum() / m
+    means = [features.mean(0, dtype=np.float64) for features in (real, synthetic)]
+    if min(len(real), len(synthetic)) < real.shape[1]:
+        sides = [(x - mean) / np.sqrt(len(x) - 1) for x, mean in zip((real, synthetic), means, strict=True)]
+        cross, traces = _root_trace_of_few(*sides), sum(np.square(side).sum() for side in sides)
     else:
-        covariances = [first.T @ first / n, second.T @ second / m]
-        cross = _root_trace_of_any(*covariances)
-        traces = sum(np.trace(covariance) for covariance in covariances)
-    return float(np.square(mean - other_mean).sum() + traces - 2 * cross)
+        covariances = [_lower_covariance(x, mean) for x, mean in zip((real, synthetic), means, strict=True)]
+        cross, traces = _root_trace_of_any(*covariances), sum(np.trace(covariance) for covariance in covariances)
+    return float(np.square(means[0] - means[1]).sum() + traces - 2 * cross)
+
+
+def _lower_covariance(features: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Return the lower triangle of the covariance (d, d) of features (n, d), in blocks: no copy of all in float64."""
+    scatter = np.zeros((features.shape[1],) * 2, order="F")
+    for first in range(0, len(features), _BLOCK):
+        block = features[first : first + _BLOCK] - mean
+        scatter = dsyrk(1.0, block.T, beta=1.0, c=scatter, lower=1, overwrite_c=1)
+    return scatter / (len(features) - 1)
 
 
 def _root_trace_of_few(first: np.ndarray, second: np.ndarray) -> float:
@@ -382,10 +390,11 @@ def _root_trace_of_few(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _root_trace_of_any(first: np.ndarray, second: np.ndarray) -> float:
-    """Return tr((A B)^1/2) of two covariances, of which both may be singular, as where a feature never varies."""
+    """Return tr((A B)^1/2) of lower triangles, of which both may be singular, as where a feature never varies."""
     for a, b in ((first, second), (second, first)):
         with contextlib.suppress(np.linalg.LinAlgError):
             return _root_trace(a, b)
     values, vectors = np.linalg.eigh(first)
     root = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
-    return float(np.sqrt(np.linalg.eigvalsh(root @ second @ root).clip(min=0)).sum())
+    whole = second + np.tril(second, -1).T
+    return float(np.sqrt(np.linalg.eigvalsh(root @ whole @ root).clip(min=0)).sum())

@@ -17,6 +17,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import classifier  # noqa: E402
 import data_sets  # noqa: E402
+import filter as filter_benchmark  # noqa: E402
 import frechet as frechet_benchmark  # noqa: E402
 import index  # noqa: E402
 import train_step  # noqa: E402
@@ -113,6 +114,26 @@ def test_clean_fid_and_this_package_find_one_distance():
     assert row["relative_difference"] < 1e-6 and row["distances"]["package"] > 0.01
     assert len(row["processor_seconds"]["clean-fid"]) == 2 and row["least"] <= row["times_faster"] <= row["most"]
     assert "| 400 | 48 |" in frechet_benchmark.report([row])
+
+
+def test_a_program_judges_the_default_filter(capsys, monkeypatch):
+    fds = {"random": (100, 104, 96), "influence": (80, 82, 78), "default": (81, 81, 81), "realism": (120, 120, 120)}
+    rows = [
+        {"run": "a", "class": "6", "seed": seed, "way": way, "share": 0.5, "fd": fd,
+         "coverage": 0.4 + 0.1 * (way != "random")}
+        for way, of_seeds in fds.items()
+        for seed, fd in enumerate(of_seeds)
+    ]  # fmt: skip
+    (cell,) = filter_benchmark.verdicts(rows)
+    assert cell["best"] == "influence" and cell["within_one_error_of_best"]
+    assert cell["coverage_gained_on_random"] == pytest.approx(0.1)
+    worse = [{**row, "fd": row["fd"] + 2 * (row["way"] == "default")} for row in rows]
+    assert not filter_benchmark.verdicts(worse)[0]["within_one_error_of_best"]
+    assert filter_benchmark.last_run([{"run": "b"}, *rows]) == rows
+    monkeypatch.setattr(sys, "argv", ["filter.py", "--report", "--json"])
+    filter_benchmark.main()
+    shipped = json.loads(capsys.readouterr().out)
+    assert shipped["of_cells"] == len(shipped["cells"]) > 0 and shipped["least_recall"] is not None
 
 
 def test_every_way_of_reading_a_folder_finds_all_files(tmp_path):
