@@ -12,6 +12,7 @@ import safetensors.numpy
 
 from rebalance import files, frechet
 from rebalance.class_probe import ClassProbe
+from rebalance.errors import DamagedError
 from rebalance.filtering.bank import Bank
 from rebalance.filtering.image_filter import ImageFilter, Space
 
@@ -66,9 +67,15 @@ def load_filters(path: Path, values: Mapping[str, Any]) -> dict[str, ImageFilter
     """Read what `save_filters` wrote and returned.
 
     Raises:
-        DamagedError: the arrays are missing or damaged.
+        DamagedError: the arrays are missing or damaged, or those of another version.
     """
-    tensors = safetensors.numpy.load(files.read_hashed(path, values["sha256"]))
+    try:
+        return _built(safetensors.numpy.load(files.read_hashed(path, values["sha256"])), values)
+    except KeyError as error:
+        raise DamagedError(f"{path} lacks {error}: another version of rebalance has written it") from error
+
+
+def _built(tensors: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> dict[str, ImageFilter]:
     probe = None
     if values["probe"]:
         probe = ClassProbe(tuple(values["probe"]), tensors["probe/weights"], tensors["probe/offsets"])
