@@ -1,7 +1,7 @@
 """Fill up the rare classes of an image data set with translated images of its rich ones.
 
-The public functions, in the order of use: `inspect`, `plan`, `fit`, `generate`, `filter`, `verify`,
-`evaluate`, `load_shards`. They are imported on first use, because torch takes seconds to import.
+The public functions, in the order of use: `inspect`, `plan`, `fit`, `generate`, `filter`, `verify`, `evaluate`,
+`downstream`, `load_shards`. They are imported on first use, because torch takes seconds to import.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from rebalance.evaluation import evaluate
     from rebalance.shards import filter, generate, load_shards
     from rebalance.training import fit
+    from rebalance.trials import downstream
 
 _HOMES = {
+    "downstream": "rebalance.trials",
     "evaluate": "rebalance.evaluation",
     "inspect": "rebalance.api",
     "plan": "rebalance.api",
@@ -27,7 +29,18 @@ _HOMES = {
     "load_shards": "rebalance.shards",
 }
 
-__all__ = ["__version__", "evaluate", "filter", "fit", "generate", "inspect", "load_shards", "plan", "verify"]
+__all__ = [
+    "__version__",
+    "downstream",
+    "evaluate",
+    "filter",
+    "fit",
+    "generate",
+    "inspect",
+    "load_shards",
+    "plan",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

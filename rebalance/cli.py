@@ -141,7 +141,7 @@ def _shard_range(context: click.Context, parameter: click.Parameter, value: str 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the shards.")
-@click.option("--balance", help=f"Other amounts than the run's plan, for fitted targets. {_BALANCE_HELP}")
+@click.option("--balance", help=f"Other amounts than the run's plan. {_BALANCE_HELP} tuned: as downstream chose.")
 @click.option("--max-multiple", type=float, help="At most this many times the real images of a class.")
 @click.option("--shard-size", type=int, default=_SHARD_SIZE, show_default=True, help="Images of a shard.")
 @click.option(
@@ -234,6 +234,42 @@ def evaluate(synthetic: Path, as_json: bool, quiet: bool, **options: Any) -> Non
 
     result = evaluation.evaluate(synthetic, progress=not quiet, **options)
     _emit(result, reporting.evaluation_text(result), as_json)
+
+
+def _listed(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+@cli.command()
+@_options(_data)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--run", type=click.Path(path_type=Path), help="The run that made OUT: for unfiltered and control arms.")
+@click.option("--results", type=click.Path(path_type=Path), help="Folder of the study.  [default: OUT/downstream]")
+@click.option("--seeds", type=int, default=3, show_default=True, help="Trainings of every arm.")
+@click.option(
+    "--arms", callback=_listed, metavar="ARM,...",
+    help="Such as plain, oversampling+augment, best+filtered+x5+share=0.3.  [default: all remedies and their mixtures]",
+)  # fmt: skip
+@click.option(
+    "--multiples", callback=_listed, default="1,2,5,10,full", show_default=True, metavar="M,...",
+    help="Synthetic images of a class, times its real ones.",
+)  # fmt: skip
+@click.option("--recipe", help="Recipe whose section `downstream` is meant.  [default: the run's, else gpu-128]")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Such as downstream.steps=2000; repeatable."
+)
+@click.option("--square", type=click.Choice(["crop", "pad", "squash"]), help="How real images become square.")
+@click.option("--overwrite", is_flag=True, help="Delete what the study's folder holds and start again.")
+@_options(_device, _json, _quiet)
+def downstream(data: Path, out: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Train a classifier on DATA with and without the images of OUT, and see whether they help, and how many.
+
+    The same command again goes on. Choices are made on val; the figures are those of test.
+    """
+    from rebalance import reporting, trials
+
+    result = trials.downstream(data, out, progress=not quiet, **options)
+    _emit(result, reporting.downstream_text(result), as_json)
 
 
 @cli.command()

@@ -6,6 +6,7 @@ from rebalance.config.balagan import (
     GeneratorOptions,
     LossWeights,
 )
+from rebalance.config.downstream import DownstreamOptions
 from rebalance.config.options import Options, changed_keys, option
 from rebalance.config.recipe import (
     CHECKS,
@@ -32,6 +33,7 @@ __all__ = [
     "BalaganOptions",
     "DataOptions",
     "DiscriminatorOptions",
+    "DownstreamOptions",
     "EncoderOptions",
     "FeatureOptions",
     "FilteringOptions",

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from rebalance.config.balagan import BalaganOptions
+from rebalance.config.downstream import DownstreamOptions
 from rebalance.config.options import Options, build, nearest, option, set_dotted, to_mapping
 from rebalance.errors import InputError
 
@@ -176,6 +177,7 @@ class Recipe(Options):
     training: TrainingOptions = option(TrainingOptions, "training")
     generation: GenerationOptions = option(GenerationOptions, "generation")
     filtering: FilteringOptions = option(FilteringOptions, "filtering")
+    downstream: DownstreamOptions = option(DownstreamOptions, "classifier of the downstream study")
 
     def __post_init__(self) -> None:
         """Check the rules that join several sections."""

@@ -41,6 +41,7 @@ from rebalance.shards.workers import Job, Look, make_here, make_in_processes, to
 from rebalance.training import RunDirectory
 
 FORMATS = ("jpg", "png", "webp")
+TUNED = "tuned"
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def generate(
     Args:
         run: a finished run directory.
         out: folder of the shards.
-        balance: other amounts than the run's plan, for targets that were fitted.
+        balance: other amounts than the run's plan, for targets that were fitted; "tuned" is what `downstream` chose.
         max_multiple: cap on synthetic images of a class, times its real ones.
         shard_size: images of a shard.
         file_format: "jpg", "png" or "webp".
@@ -221,6 +222,8 @@ def _wanted(
         if max_multiple is not None:
             counts = cap(counts, {target.name: target.n_real for target in plan.targets}, max_multiple)
         return counts
+    if balance == TUNED:
+        balance = _tuned(run)
     counts = resolve_balance(run.index.counts("train"), balance, max_multiple)
     fitted = {target.name for target in plan.targets}
     if not counts.keys() <= fitted:
@@ -231,6 +234,20 @@ def _wanted(
             remedy="Fit a run for them, or name only fitted classes in a mapping",
         )
     return counts
+
+
+def _tuned(run: LoadedRun) -> dict[str, int]:
+    """Return the final counts that a downstream study of this run chose."""
+    path = run.directory.tuned_path
+    if not path.is_file():
+        raise InputError(
+            "--balance tuned: no downstream study of this run has chosen a balance",
+            remedy="Run `rebalance downstream DATA OUT --run RUN` first",
+        )
+    balance = files.read_sealed_json(path)["balance"]
+    if not balance:
+        raise InputError("--balance tuned: no number of synthetic images helped the classifier on val")
+    return balance
 
 
 def _calibrations(

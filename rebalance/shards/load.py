@@ -26,8 +26,25 @@ from rebalance.shards.request import SYNTHETIC
 _IMAGE_KEYS = ("jpg", "png", "webp")
 
 
-class ShardDataset(IterableDataset[tuple[Any, int]]):
-    """Samples of shards as (image, label); see `load_shards`."""
+@dataclass(frozen=True)
+class SampleWeights:
+    """Weights with which a class's synthetic images get a wanted share of its mass, 1 on average.
+
+    Attributes:
+        synthetic: of a synthetic image, by class.
+        real: of a real one.
+    """
+
+    synthetic: Mapping[str, float]
+    real: Mapping[str, float]
+
+    def of(self, fields: Mapping[str, Any]) -> float:
+        """Return the weight of a sample by what its JSON says; 1 in classes without a wanted share."""
+        return (self.synthetic if fields["synthetic"] else self.real).get(fields["class"], 1.0)
+
+
+class ShardDataset(IterableDataset[tuple[Any, ...]]):
+    """Samples of shards as (image, label) or (image, label, weight); see `load_shards`."""
 
     def __init__(
         self,
@@ -37,7 +54,9 @@ class ShardDataset(IterableDataset[tuple[Any, int]]):
         shuffle: int,
         seed: int,
         even: bool,
+        weights: SampleWeights | None,
     ) -> None:
+        self.weights = weights
         self.tars, self.n_images, self.transform = tars, n_images, transform
         self.shuffle, self.seed, self.even = shuffle, seed, even
         self.epoch = 0
@@ -46,7 +65,7 @@ class ShardDataset(IterableDataset[tuple[Any, int]]):
         """Choose the epoch's order, as for `DistributedSampler`."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[tuple[Any, int]]:
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """Yield this rank's and worker's share: every sample goes to exactly one."""
         rank, ranks = _rank()
         worker = torch.utils.data.get_worker_info()
@@ -63,9 +82,10 @@ class ShardDataset(IterableDataset[tuple[Any, int]]):
         for sample in samples:
             yield self._decoded(sample)
 
-    def _decoded(self, sample: dict[str, Any]) -> tuple[Any, int]:
-        image = _picture(sample)
-        return (self.transform(image) if self.transform else image), int(sample["cls"])
+    def _decoded(self, sample: dict[str, Any]) -> tuple[Any, ...]:
+        picture = _picture(sample)
+        image, label = self.transform(picture) if self.transform else picture, int(sample["cls"])
+        return (image, label) if self.weights is None else (image, label, self.weights.of(json.loads(sample["json"])))
 
 
 def _rank() -> tuple[int, int]:
@@ -81,6 +101,7 @@ def load_shards(
     shuffle: int = 0,
     seed: int = 0,
     even: bool = False,
+    weights: str | Path | Mapping[str, float] | None = None,
 ) -> ShardDataset:
     """Return the samples of a complete output as a torch `IterableDataset` of (image, label).
 
@@ -93,9 +114,12 @@ def load_shards(
         shuffle: size of the shuffle buffer; shards are shuffled too. 0 keeps the order. Call `set_epoch` each epoch.
         seed: seed of the order.
         even: drop the last few samples so that all ranks and workers yield the same number.
+        weights: share of a class's mass that its synthetic images should have, by class, or the `tuned.json` of
+            `downstream`; samples are then (image, label, weight), to multiply losses with. The output must have real
+            images (`--include-real`), because a share is of both.
 
     Raises:
-        InputError: not a complete output.
+        InputError: not a complete output, or shares that cannot be had in it.
         DamagedError: its manifest is damaged.
     """
     out = files.existing_directory(Path(out), "OUT")
@@ -106,7 +130,28 @@ def load_shards(
             remedy="Run the command that began it again",
         )
     manifest = files.read_sealed_json(out / MANIFEST)
-    return ShardDataset(_tars(out, manifest), manifest["images"], transform, shuffle, seed, even)
+    chosen = None if weights is None else _sample_weights(weights, manifest)
+    return ShardDataset(_tars(out, manifest), manifest["images"], transform, shuffle, seed, even, chosen)
+
+
+def _sample_weights(weights: str | Path | Mapping[str, float], manifest: Mapping[str, Any]) -> SampleWeights:
+    shares = weights if isinstance(weights, Mapping) else files.read_sealed_json(Path(weights)).get("shares", {})
+    counts = {row["class"]: row for row in manifest["classes"]}
+    synthetic, real = {}, {}
+    for name, share in shares.items():
+        if name not in counts:
+            raise InputError(f"weights name an unknown class {name!r}", allowed=", ".join(counts))
+        if not 0 < share < 1:
+            raise InputError(f"weights: share of class {name!r}", value=share, allowed="a number between 0 and 1")
+        n_synthetic, n_real = counts[name]["synthetic"], counts[name]["real"]
+        if not (n_synthetic and n_real):
+            raise InputError(
+                f"weights: class {name!r} has {n_synthetic} synthetic and {n_real} real images, a share needs both",
+                remedy="Generate with --include-real",
+            )
+        total = n_synthetic + n_real
+        synthetic[name], real[name] = share * total / n_synthetic, (1 - share) * total / n_real
+    return SampleWeights(synthetic, real)
 
 
 def _tars(out: Path, manifest: Mapping[str, Any]) -> list[Path]:

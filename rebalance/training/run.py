@@ -82,6 +82,7 @@ class RunDirectory:
         self.modalities_preview_path = self.path / "previews" / "modalities.png"
         self.calibration_path = self.path / "calibration"
         self.cache_path = self.path / "cache"
+        self.tuned_path = self.path / "tuned.json"
 
     def checkpoints(self, unit: str) -> Path:
         """Return the folder of a model's checkpoints."""
@@ -211,7 +212,7 @@ class RunDirectory:
             RefusedError: the folder holds something that `fit` did not write.
         """
         known = {"hashes.json", "recipe.yaml", "plan.json", "index.parquet", "modalities.parquet", "calibration",
-                 "cache", "checkpoints", "logs", "previews"}  # fmt: skip
+                 "cache", "checkpoints", "logs", "previews", "tuned.json"}  # fmt: skip
         present = list(self.path.iterdir()) if self.path.is_dir() else []
         present = [item for item in present if item.name != ".lock" and not item.name.endswith(".partial")]
         # The recipe is written first and removed last: without its first line or hashes, nothing here is of a run.

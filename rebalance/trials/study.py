@@ -1,0 +1,320 @@
+"""`downstream`: does a classifier gain from the synthetic images, and from how many of them?"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from rebalance import files
+from rebalance.config import DownstreamOptions, Recipe, changed_keys, load_recipe
+from rebalance.config.options import to_mapping
+from rebalance.devices import choose_device
+from rebalance.errors import DamagedError, InputError, RefusedError
+from rebalance.generation import LoadedRun, load_run
+from rebalance.index import build_index, carve_validation
+from rebalance.pictures import manifest_of
+from rebalance.training import RunDirectory
+from rebalance.training.loop import LoopOptions
+from rebalance.training.precision import choose, described
+from rebalance.trials.arms import BEST, CONTROL, DEFAULT, UNFILTERED, Arm, parse_arms, parse_multiple
+from rebalance.trials.chart import chart_png
+from rebalance.trials.classifier import Classifier, Confusion, Trial, loop_options
+from rebalance.trials.material import Material, Sources
+from rebalance.trials.pools import Mixture, Pool, mixture, with_smote
+from rebalance.trials.results import Downstream, Summary
+
+logger = logging.getLogger(__name__)
+
+RESULT, STUDY, TUNED, TRIALS, CHART = "downstream.json", "study.json", "tuned.json", "trials", "chart.png"
+MULTIPLES = ("1", "2", "5", "10", "full")
+
+
+def downstream(
+    data: str | Path,
+    out: str | Path,
+    *,
+    results: str | Path | None = None,
+    run: str | Path | None = None,
+    recipe: str | Path | Recipe | None = None,
+    overrides: Sequence[str] = (),
+    arms: Sequence[str] | None = None,
+    multiples: Sequence[str | float] = MULTIPLES,
+    seeds: int = 3,
+    square: str | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Downstream:
+    """Train a small classifier with and without synthetic images and compare; the same call again resumes.
+
+    Arms train on train for the same number of steps, all choices are made on val, and figures are those of test.
+
+    Args:
+        data: the real data set, with a test split; val is held out as the run did.
+        out: an output of `generate` or `filter`, or synthetic images in class folders.
+        results: folder of the study; by default `downstream` in an output.
+        run: the run that made the output: for arms with unfiltered or control images, and to keep the tuned balance in.
+        recipe: where the section `downstream` is read; by default the run's recipe, else gpu-128.
+        overrides: `key=value` changes of the recipe.
+        arms: arms such as "oversampling+augment+filtered+x5+share=0.3", see `rebalance.trials.arms`; by default
+            every cheap remedy, and filtered and unfiltered images on top of the best one.
+        multiples: synthetic images of a class, times its real ones; "full" is all there are.
+        seeds: how often every arm is trained, with other weights and draws.
+        square: how real images become square; by default as the output's, else "crop".
+        device: "auto", "cpu" or "cuda".
+        overwrite: delete what the folder of the study holds and start again.
+        progress: show progress bars on stderr.
+
+    Raises:
+        InputError: wrong input.
+        RefusedError: the folder holds another study, or another process works on it.
+        DivergedError: a loss was not finite.
+    """
+    start, place, out = time.monotonic(), choose_device(device), Path(out)
+    if seeds < 1:
+        raise InputError("--seeds", value=seeds, allowed="1 or more")
+    manifest = manifest_of(out)
+    if results is None and not manifest:
+        raise InputError("--results is needed where OUT is no output of generate: the folder of the study")
+    folder = Path(results) if results is not None else out / "downstream"
+    loaded = _run_of(run, manifest, data, place)
+    chosen = load_recipe(recipe or (loaded.recipe if loaded else "gpu-128"), overrides)
+    wanted, notes = _arms(arms, [parse_multiple(str(multiple)) for multiple in multiples], loaded is not None)
+    index = build_index(Path(data), progress=progress)
+    held_out = manifest["validation"] if manifest else {"fraction": chosen.data.val_fraction, "seed": chosen.seed}
+    index = carve_validation(index, **held_out)
+    synthetic = manifest.get("fingerprint") or build_index(out).fingerprint
+    with _begun(folder, overwrite):
+        sources = Sources(index, out, manifest, loaded, folder, square, place, progress)
+        material = sources.material({arm.synthetic for arm in wanted})
+        identity = {"data": index.fingerprint, "synthetic": synthetic, "square": square, "device": str(place.type),
+                    "downstream": to_mapping(chosen.downstream)}  # fmt: skip
+        study = _Study(folder, material, chosen.downstream, _loop(folder, identity, chosen, material, place), place)
+        with _Progress(progress) as bar:
+            summary, best = study.run(wanted, seeds, bar)
+        result = _result(folder, summary, best, seeds, described(study.loop), (*notes, *material.notes), start)
+        files.write_json(folder / RESULT, {**result.to_json(), "results": ""})
+        files.write_bytes(folder / CHART, chart_png(result))
+        _keep_tuned(result, folder, loaded)
+    return result
+
+
+def _run_of(
+    run: str | Path | None, manifest: dict[str, Any], data: str | Path, device: torch.device
+) -> LoadedRun | None:
+    """Load the run, which must be the one that made the output."""
+    if run is None:
+        return None
+    loaded = load_run(RunDirectory(Path(run)), str(data), device)
+    if not manifest or manifest["request"].get("run") != loaded.fingerprint:
+        raise InputError("--run did not make OUT", value=str(run), remedy="Name the run that OUT was generated from")
+    return loaded
+
+
+def _arms(
+    texts: Sequence[str] | None, multiples: Sequence[float], with_run: bool
+) -> tuple[tuple[Arm, ...], tuple[str, ...]]:
+    """Return the arms asked for, or the usual ones as far as they can be had, with a note on those that cannot."""
+    wanted = parse_arms(DEFAULT if texts is None else texts, multiples)
+    without = [arm.name for arm in wanted if arm.synthetic in (UNFILTERED, CONTROL) and not with_run]
+    if without and texts is not None:
+        raise InputError("arms with unfiltered or control images need --run", value=without)
+    wanted = tuple(arm for arm in wanted if arm.name not in without)
+    if any(arm.remedy == BEST for arm in wanted) and not any(arm.cheap for arm in wanted):
+        raise InputError("--arms: best is the best of the arms without synthetic images", remedy="Name some")
+    notes = (f"without --run, not trained: {', '.join(without)}",) if without else ()
+    return wanted, notes
+
+
+@contextlib.contextmanager
+def _begun(folder: Path, overwrite: bool) -> Iterator[None]:
+    """Lock a study's folder, emptied if that is asked, and clear away what a kill left."""
+    with files.locked(folder):
+        if overwrite and (folder / STUDY).is_file():
+            for name in (TRIALS, UNFILTERED):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            for name in (RESULT, TUNED, CHART, STUDY):
+                (folder / name).unlink(missing_ok=True)
+        foreign = [item.name for item in folder.iterdir() if not item.name.startswith(".")]
+        if foreign and not (folder / STUDY).is_file() and foreign != [UNFILTERED]:
+            raise RefusedError(
+                f"{folder} is not empty and holds no study: {', '.join(sorted(foreign)[:5])}",
+                remedy="Choose another --results",
+            )
+        files.remove_partials(folder)
+        yield
+
+
+def _loop(
+    folder: Path, identity: dict[str, Any], recipe: Recipe, material: Material, device: torch.device
+) -> LoopOptions:
+    """Return how classifiers are computed: timed when a study begins, kept in its folder, the same when it resumes.
+
+    Raises:
+        RefusedError: the folder holds another study.
+    """
+    options, path = recipe.downstream, folder / STUDY
+    if path.is_file():
+        begun = files.read_sealed_json(path)
+        changes = changed_keys(begun["identity"], identity)
+        if changes:
+            raise RefusedError(
+                f"{folder} holds another study: {'; '.join(changes[:8])}",
+                remedy="Choose another --results, give the same request, or start again with --overwrite",
+            )
+        return replace(loop_options(options), **begun["loop"])
+    real = material.pools["train"]
+    classifier = Classifier.build(options, real.pixels.shape[3], len(material.classes), True, recipe.seed)
+    plain = mixture(real, None, 0.0, None, False, material.n_real)
+    batch = Trial(Arm("plain"), 0, plain, options, loop_options(options), device).batch(np.random.default_rng(0), 0.0)
+    loop, duels = choose(classifier, loop_options(options, recipe.training.threads), device, batch)
+    logger.info("classifier: %s chosen (%s)", described(loop), "; ".join(map(str, duels)))
+    kept = {"precision": loop.precision, "memory_format": loop.memory_format, "threads": loop.threads}
+    files.write_sealed_json(path, {"identity": identity, "loop": kept})
+    return loop
+
+
+class _Progress:
+    """One bar over the steps of all trials, with the time that is left."""
+
+    def __init__(self, shown: bool) -> None:
+        self.bar = tqdm(desc="trials", unit="step", disable=not shown, dynamic_ncols=True)
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def expect(self, steps: int) -> None:
+        """Count on so many steps from now on."""
+        self.bar.total = self.bar.n + steps
+        self.bar.refresh()
+
+    def begin(self, name: str, seed: int) -> None:
+        """Say which trial runs."""
+        self.bar.set_postfix_str(f"{name} seed {seed}", refresh=False)
+
+    def step(self) -> None:
+        """Count a step."""
+        self.bar.update()
+
+
+@dataclass(frozen=True)
+class _Study:
+    """The trials of a study: those that are there, and those still to be run."""
+
+    folder: Path
+    material: Material
+    options: DownstreamOptions
+    loop: LoopOptions
+    device: torch.device
+
+    def run(self, wanted: Sequence[Arm], seeds: int, bar: _Progress) -> tuple[Summary, Arm | None]:
+        """Run the cheap arms, then the others, seed by seed; return what came of them and the best cheap arm."""
+        if self.loop.threads:
+            torch.set_num_threads(self.loop.threads)
+        bar.expect(self.options.steps * self._missing(wanted, seeds))
+        cheap = [arm for arm in wanted if arm.cheap]
+        mixtures, trials = self._all(cheap, seeds, bar)
+        best = Summary(self.material, mixtures, trials).best_on_val()
+        others = list(dict.fromkeys(arm.resolved(best) if best else arm for arm in wanted if not arm.cheap))
+        bar.expect(self.options.steps * self._missing(others, seeds))
+        more, later = self._all(others, seeds, bar)
+        return Summary(self.material, {**mixtures, **more}, {**trials, **later}), best
+
+    def _missing(self, wanted: Sequence[Arm], seeds: int) -> int:
+        """Trials still to be run, as far as can be known before the best cheap arm is."""
+        return sum(not self._path(arm, seed).is_file() for arm in wanted for seed in range(seeds))
+
+    def _all(
+        self, arms: Sequence[Arm], seeds: int, bar: _Progress
+    ) -> tuple[dict[Arm, Mixture], dict[Arm, list[Confusion]]]:
+        mixtures = {arm: self._mixture(arm, 0) for arm in arms}
+        trials: dict[Arm, list[Confusion]] = {arm: [] for arm in arms}
+        for seed in range(seeds):  # so that all arms are known by one seed first
+            for arm in arms:
+                trials[arm].append(self._trial(arm, seed, mixtures[arm], bar))
+        return mixtures, trials
+
+    def _path(self, arm: Arm, seed: int) -> Path:
+        return self.folder / TRIALS / arm.name / f"seed-{seed}.json"
+
+    def _trial(self, arm: Arm, seed: int, drawn: Mixture, bar: _Progress) -> Confusion:
+        """Return a trial's outcome, from its file where it has been run."""
+        path, pools = self._path(arm, seed), self.material.pools
+        found = _stored(path)
+        if found is None:
+            bar.begin(arm.name, seed)
+            if arm.remedy == "smote" and seed:
+                drawn = self._mixture(arm, seed)
+            trial = Trial(arm, seed, drawn, self.options, self.loop, self.device)
+            found = trial.run(pools["val"], pools["test"], bar.step)
+            values = {"val": found.val.tolist(), "test": found.test.tolist(), "seconds": found.seconds}
+            files.write_sealed_json(path, values)
+        return found
+
+    def _mixture(self, arm: Arm, seed: int) -> Mixture:
+        """Decide what an arm draws."""
+        real, n_real = self.material.pools["train"], self.material.n_real
+        synthetic: Pool | None = self.material.pools[arm.synthetic] if arm.synthetic else None
+        if arm.remedy == "smote":
+            real = with_smote(real, seed)
+        balanced, multiple = arm.remedy == "oversampling", arm.multiple or 0.0
+        drawn = mixture(real, synthetic, multiple, arm.share, balanced, n_real)
+        if arm.synthetic == CONTROL and arm.share is None:
+            # As large a share in every class, or being synthetic would tell something of it after all.
+            share = float(drawn.shares[list(self.material.poor)].mean())
+            drawn = mixture(real, synthetic, multiple, share, balanced, n_real)
+        return drawn
+
+
+def _stored(path: Path) -> Confusion | None:
+    """Read a trial; None when it is not there or damaged."""
+    if not path.is_file():
+        return None
+    try:
+        values = files.read_sealed_json(path)
+    except DamagedError as error:
+        logger.warning("%s It is run again.", error)
+        return None
+    return Confusion(np.array(values["val"]), np.array(values["test"]), values["seconds"])
+
+
+def _result(
+    folder: Path, summary: Summary, best: Arm | None, seeds: int, chosen: str, notes: tuple[str, ...], start: float
+) -> Downstream:
+    material, baseline = summary.material, summary.baseline()
+    return Downstream(
+        results=folder,
+        classes=material.classes,
+        poor=tuple(material.classes[label] for label in material.poor),
+        seeds=seeds,
+        best=best.name if best else "",
+        baseline=baseline.name if baseline else "",
+        arms=tuple(summary.arm(arm, baseline) for arm in summary.trials),
+        tuned=summary.tuned(best),
+        chosen=chosen,
+        notes=notes,
+        seconds=round(time.monotonic() - start, 1),
+    )
+
+
+def _keep_tuned(result: Downstream, folder: Path, run: LoadedRun | None) -> None:
+    """Write the tuned balance beside the study, and into the run, where `generate --balance tuned` finds it."""
+    if result.tuned is None:
+        return
+    values = result.to_json()["tuned"]
+    files.write_sealed_json(folder / TUNED, values)
+    if run is not None:
+        files.write_sealed_json(run.directory.tuned_path, values)

@@ -1,0 +1,497 @@
+"""The downstream study: what arms draw, what figures say, and that a study is honest, resumable and clear."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.metrics import balanced_accuracy_score, f1_score
+from toys import tiny_recipe, write_classes
+
+import rebalance
+from rebalance import reporting, shards
+from rebalance.cli import cli
+from rebalance.config import DownstreamOptions
+from rebalance.draws import Draws
+from rebalance.errors import InputError, RefusedError
+from rebalance.trainable import StepContext
+from rebalance.training import fit
+from rebalance.trials import DEFAULT, downstream, parse_arms, study
+from rebalance.trials.arms import BEST, CHEAP, FULL, REMEDIES, Arm, parse_multiple
+from rebalance.trials.chart import chart_png
+from rebalance.trials.classifier import Classifier, Trial, class_weights, loop_options
+from rebalance.trials.figures import figures, spread
+from rebalance.trials.pools import ClassifierBatch, Pool, grayed, mixture, with_smote
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+COUNTS = {"a": 40, "b": 30, "poor": 6}
+FEW = ("downstream.steps=25", "downstream.width=4", "downstream.blocks=[1, 1]", "downstream.batch=16",
+       "training.threads=1")  # fmt: skip
+FAST = {"device": "cpu", "overrides": FEW, "seeds": 2}
+SMALL_ARMS = ["plain", "oversampling", "best+filtered+x1", "best+filtered+xfull"]
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory) -> Path:
+    """Real images in all three splits; the fewest are of `poor`."""
+    root = tmp_path_factory.mktemp("study") / "real"
+    write_classes(root / "train", COUNTS, seed=0)
+    write_classes(root / "val", {"a": 8, "b": 8, "poor": 8}, seed=1)
+    write_classes(root / "test", {"a": 12, "b": 12, "poor": 12}, seed=2)
+    return root
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory) -> Path:
+    """Images of `poor` in a class folder."""
+    root = tmp_path_factory.mktemp("made")
+    made = write_classes(root / "all", COUNTS | {"poor": 20}, seed=3)
+    (root / "made").mkdir()
+    (made / "poor").rename(root / "made" / "poor")
+    return root / "made"
+
+
+@pytest.fixture(scope="module")
+def run(real, tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("run") / "run"
+    fit(real, place, tiny_recipe(), balance={"poor": 20}, device="cpu")
+    return place
+
+
+@pytest.fixture(scope="module")
+def out(run, tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("out") / "out"
+    shards.generate(run, place, device="cpu")
+    return place
+
+
+def pool(*counts: int, level: int = 0) -> Pool:
+    """One-pixel images whose value says origin, class and number."""
+    return Pool.of_classes(
+        [np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1) + level + 20 * c for c, n in enumerate(counts)]
+    )
+
+
+# Arms
+
+
+def test_arms_read_what_their_names_say():
+    texts = [*DEFAULT, "smote+unfiltered+x2.5+share=0.25+late", "mixup+augment+control+x1"]
+    arms = parse_arms(texts, (1.0, FULL))
+    assert parse_arms([arm.name for arm in arms], ()) == arms
+    assert Arm("smote", False, "unfiltered", 2.5, 0.25, True) in arms
+    assert {arm.multiple for arm in arms if arm.name.startswith("best+filtered+x")} == {1.0, FULL}
+    assert [arm.name for arm in arms if arm.cheap] == list(CHEAP)
+
+
+def test_best_becomes_the_best_with_its_augmentation():
+    arm = Arm(BEST, synthetic="filtered", multiple=2.0)
+    assert arm.resolved(Arm("oversampling", augment=True)) == Arm("oversampling", True, "filtered", 2.0)
+    assert Arm("plain", synthetic="filtered").resolved(Arm("smote")).remedy == "plain"
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("plan", "plain"),
+        ("plain+augmented", "augment"),
+        ("plain+filtered+filtered", "repeated"),
+        ("plain+x5", "beside"),
+        ("plain+late", "beside"),
+        ("best", "best with synthetic"),
+        ("best+augment+filtered", "own augmentation"),
+        ("plain+filtered+share=1", "between 0 and 1"),
+        ("plain+filtered+share=half", "between 0 and 1"),
+        ("plain+filtered+x0", "above 0"),
+    ],
+)
+def test_wrong_arms_are_named(text, word):
+    with pytest.raises(InputError, match=word):
+        parse_arms([text], (1.0,))
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "many"])
+def test_wrong_multiples_are_named(text):
+    with pytest.raises(InputError, match=r"--multiples.*full"):
+        parse_multiple(text)
+
+
+# What is drawn
+
+
+def test_natural_and_balanced_draws_have_the_wanted_proportions():
+    real, made = pool(60, 30, 10), pool(0, 0, 50, level=100)
+    natural = mixture(real, made, 2.0, None, False, real.counts)
+    assert natural.limits.tolist() == [0, 0, 20]
+    assert natural.probabilities == pytest.approx([0.5, 0.25, 0.25])
+    assert natural.shares == pytest.approx([0, 0, 2 / 3])
+    balanced = mixture(real, made, FULL, 0.3, True, real.counts)
+    assert balanced.limits.tolist() == [0, 0, 50] and balanced.probabilities == pytest.approx([1 / 3] * 3)
+    pixels, labels = balanced.draw(6000, np.random.default_rng(0))
+    values = pixels[:, 0, 0, 0]
+    assert (values[labels < 2] < 100).all(), "classes without synthetic images are drawn from the real ones"
+    of_poor = values[labels == 2]
+    assert (of_poor >= 140).mean() == pytest.approx(0.3, abs=0.04)
+    assert len(np.unique(of_poor[of_poor >= 140])) == 50, "every synthetic image is drawn"
+    assert np.bincount(labels) / 6000 == pytest.approx([1 / 3] * 3, abs=0.03)
+
+
+def test_only_the_first_synthetic_images_are_drawn_and_none_of_them_late():
+    real, made = pool(10, 4), pool(0, 50, level=100)
+    drawn = mixture(real, made, 2.0, None, True, real.counts)
+    pixels, _ = drawn.draw(3000, np.random.default_rng(0))
+    synthetic = pixels[pixels[:, 0, 0, 0] >= 100, 0, 0, 0]
+    assert set(synthetic.tolist()) == {120 + n for n in range(8)}
+    late, _ = drawn.draw(3000, np.random.default_rng(0), late=True)
+    assert (late < 100).all()
+
+
+def test_multiples_count_real_images_and_no_more_than_there_are():
+    real, made = pool(10, 5), pool(0, 7, level=100)
+    assert mixture(real, made, 1.0, None, False, real.counts).limits.tolist() == [0, 5]
+    assert mixture(real, made, 5.0, None, False, real.counts).limits.tolist() == [0, 7]
+    assert mixture(real, made, FULL, None, False, real.counts).limits.tolist() == [0, 7]
+
+
+def test_smote_fills_every_class_between_its_own_images():
+    rng = np.random.default_rng(0)
+    dark, bright = (rng.integers(low, low + 50, (n, 4, 4, 1), np.uint8) for low, n in ((0, 12), (200, 3)))
+    real = Pool.of_classes([dark, bright, np.full((1, 4, 4, 1), 128, np.uint8)])
+    filled = with_smote(real, seed=0)
+    assert filled.counts.tolist() == [12, 12, 12]
+    assert (filled.of_class(1) >= 200).all() and (filled.of_class(2) == 128).all()
+    assert len(np.unique(filled.of_class(1).reshape(12, -1), axis=0)) > 3, "new images, no copies alone"
+
+
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=5).filter(lambda counts: sum(counts) > 0))
+def test_class_weights_make_all_present_classes_count_the_same(counts):
+    probabilities = np.array(counts) / sum(counts)
+    mass = class_weights(probabilities) * probabilities
+    assert mass[probabilities > 0] == pytest.approx(1 / np.count_nonzero(counts), rel=1e-5)
+
+
+def test_pools_without_colour_keep_one_channel():
+    gray = Pool(np.full((2, 2, 2, 3), 7, np.uint8), np.array([2]))
+    coloured = Pool(np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3), np.array([2]))
+    assert grayed({"x": gray})["x"].pixels.shape == (2, 2, 2, 1)
+    assert grayed({"x": gray, "y": coloured})["x"].pixels.shape == (2, 2, 2, 3)
+
+
+def test_mixup_reweights_late_and_weighted_always():
+    drawn, options = mixture(pool(30, 10), None, 0, None, False, np.array([30, 10])), DownstreamOptions(batch=8)
+
+    def batch(remedy: str, progress: float) -> ClassifierBatch:
+        trial = Trial(Arm(remedy), 0, drawn, options, loop_options(options), torch.device("cpu"))
+        return trial.batch(np.random.default_rng(0), progress)
+
+    assert batch("plain", 0.9).weights.tolist() == [1, 1] and batch("plain", 0.9).mix is None
+    assert batch("weighted", 0.0).weights.tolist() == pytest.approx([2 / 3, 2])
+    assert batch("mixup", 0.5).weights.tolist() == [1, 1] and batch("mixup", 0.5).mix.shape == (8,)
+    assert batch("mixup", 0.85).weights.tolist() == pytest.approx([2 / 3, 2])
+
+
+def test_a_mixed_image_has_both_labels():
+    options = DownstreamOptions(dropout=0.0)
+    network = torch.nn.Module()
+    network.features, network.head = torch.nn.Flatten(), torch.nn.Identity()
+    classifier = Classifier(options, network, augment=False)
+    images = torch.tensor([[4.0, 0.0], [0.0, 2.0]])[:, None, None]
+    batch = ClassifierBatch(images, torch.tensor([0, 1]), torch.ones(2), torch.tensor([0.75, 1.0]))
+    logits = classifier.forward(batch, StepContext(0, Draws(0), 0.0))
+    assert logits.tolist() == [[3.0, 0.5], [0.0, 2.0]]
+    loss = classifier.loss("classifier", batch, logits, StepContext(0, Draws(0), 0.0)).total
+    each = -logits.log_softmax(1)
+    assert loss.item() == pytest.approx(((0.75 * each[0, 0] + 0.25 * each[0, 1]) + each[1, 1]).item() / 2)
+
+
+@pytest.mark.parametrize("architecture", ["cnn", "resnet"])
+def test_a_classifier_learns_what_can_be_told_apart(architecture):
+    rng = np.random.default_rng(0)
+    dark, bright = (rng.integers(low, low + 60, (40, 8, 8, 1), dtype=np.uint8) for low in (40, 110))
+    real, test = Pool.of_classes([dark[:30], bright[:30]]), Pool.of_classes([dark[30:], bright[30:]])
+    options = DownstreamOptions(architecture=architecture, width=8, blocks=(1, 1), steps=60, batch=16)
+    loop = replace(loop_options(options, threads=1), precision="fp32", memory_format="contiguous")
+    drawn = mixture(real, None, 0, None, True, real.counts)
+    trial = Trial(Arm("oversampling", augment=True), 0, drawn, options, loop, torch.device("cpu"))
+    steps = []
+    found = trial.run(test, test, lambda: steps.append(1))
+    assert figures(found.test, ()).balanced_accuracy > 0.9 and len(steps) == 60
+    again = trial.run(test, test, lambda: None)
+    assert np.array_equal(found.test, again.test) and np.array_equal(found.val, again.val)
+
+
+# Figures
+
+
+@given(st.integers(0, 2**31), st.integers(2, 6))
+def test_figures_are_those_of_scikit_learn(seed, n_classes):
+    rng = np.random.default_rng(seed)
+    true = np.concatenate([np.arange(n_classes), rng.integers(0, n_classes, 40)])
+    predicted = np.where(rng.random(len(true)) < 0.6, true, rng.integers(0, n_classes, len(true)))
+    confusion = np.zeros((n_classes, n_classes), int)
+    np.add.at(confusion, (true, predicted), 1)
+    found = figures(confusion, [0])
+    assert found.balanced_accuracy == pytest.approx(balanced_accuracy_score(true, predicted))
+    assert found.macro_f1 == pytest.approx(f1_score(true, predicted, average="macro", labels=np.arange(n_classes)))
+    recalls = [(predicted[true == label] == label).mean() for label in range(n_classes)]
+    assert found.poor_recall == pytest.approx(recalls[0])
+    assert found.geometric_mean == pytest.approx(np.prod(recalls) ** (1 / n_classes))
+    specificities = [(predicted[true != label] != label).mean() for label in range(n_classes)]
+    assert found.macro_geometric_mean == pytest.approx(np.sqrt(np.multiply(recalls, specificities)).mean())
+
+
+def test_a_class_without_test_images_counts_in_no_figure():
+    found = figures(np.array([[8, 2, 0], [0, 10, 0], [0, 0, 0]]), [2])
+    assert found.balanced_accuracy == pytest.approx(0.9)
+    assert math.isnan(found.recalls[2]) and math.isnan(found.poor_recall)
+
+
+def test_an_interval_is_students_and_one_seed_has_none():
+    values = [1.0, 2.0, 4.0]
+    found = spread(values)
+    assert (found.mean, found.deviation) == pytest.approx((7 / 3, np.std(values, ddof=1)))
+    assert found.high - found.mean == pytest.approx(4.302653 * found.deviation / np.sqrt(3))
+    assert spread([0.5]).low is None and spread([0.5]).deviation is None
+
+
+# Studies
+
+
+@pytest.fixture(scope="module")
+def done(real, synthetic, tmp_path_factory):
+    results = tmp_path_factory.mktemp("results") / "study"
+    return downstream(real, synthetic, results=results, arms=SMALL_ARMS, **FAST)
+
+
+def test_a_study_compares_arms_and_keeps_what_it_found(done, real):
+    names = [arm.name for arm in done.arms]
+    assert names == ["plain", "oversampling", f"{done.best}+filtered+x1", f"{done.best}+filtered+xfull"]
+    assert done.poor == ("poor",) and done.classes == ("a", "b", "poor")
+    full = done.arms[-1]
+    assert full.synthetic == {"poor": 20} and full.shares["poor"] == pytest.approx(20 / 26, abs=1e-6)
+    baseline = next(arm for arm in done.arms if arm.name == done.baseline)
+    for arm in done.arms:
+        gain = arm.figures["balanced_accuracy"].mean - baseline.figures["balanced_accuracy"].mean
+        assert arm.differences["balanced_accuracy"].mean == pytest.approx(gain)
+        assert arm.recalls.keys() == arm.recall_differences.keys() == set(done.classes)
+    kept = json.loads((done.results / study.RESULT).read_text())
+    assert kept["arms"] == done.to_json()["arms"] and kept["seeds"] == 2
+    picture = Image.open(done.results / study.CHART)
+    assert picture.format == "PNG" and picture.width > 500
+    text = reporting.downstream_text(done)
+    assert all(name in text for name in names) and "tuned on val" in text
+
+
+def test_the_tuned_balance_is_the_best_on_val_and_never_sees_test(done):
+    candidates = [arm for arm in done.arms if arm.name == done.best or "filtered" in arm.name]
+    assert done.tuned.val.mean == max(arm.val.mean for arm in candidates)
+    written = rebalance.files.read_sealed_json(done.results / study.TUNED)
+    assert written["balance"] == done.tuned.balance
+    assert all(written["balance"][name] == 6 + n for name, n in written["synthetic"].items())
+
+
+def test_a_finished_study_trains_nothing_and_more_arms_are_added(done, real, synthetic, monkeypatch):
+    trained = []
+    ran = Trial.run
+    monkeypatch.setattr(Trial, "run", lambda self, *rest: trained.append(self.arm.name) or ran(self, *rest))
+    again = downstream(real, synthetic, results=done.results, arms=SMALL_ARMS, **FAST)
+    assert trained == [] and again.arms == done.arms
+    downstream(real, synthetic, results=done.results, arms=[*SMALL_ARMS, "weighted"], **FAST)
+    assert trained == ["weighted"] * 2
+
+
+def test_an_interrupted_study_goes_on_where_it_stopped(real, synthetic, tmp_path, monkeypatch):
+    ran, begun = Trial.run, []
+
+    def interrupted(self, *rest):
+        begun.append(self.arm.name)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return ran(self, *rest)
+
+    monkeypatch.setattr(Trial, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        downstream(real, synthetic, results=tmp_path / "s", arms=["plain", "oversampling"], **FAST)
+    downstream(real, synthetic, results=tmp_path / "s", arms=["plain", "oversampling"], **FAST)
+    assert begun == ["plain", "oversampling", "plain", "plain", "oversampling"]
+
+
+def test_a_damaged_trial_is_run_again(real, synthetic, tmp_path, caplog):
+    first = downstream(real, synthetic, results=tmp_path / "s", arms=["plain"], **FAST)
+    path = tmp_path / "s" / study.TRIALS / "plain" / "seed-1.json"
+    path.write_text(path.read_text().replace('"val"', '"vel"'))
+    again = downstream(real, synthetic, results=tmp_path / "s", arms=["plain"], **FAST)
+    assert "run again" in caplog.text
+    assert again.arms[0].figures == first.arms[0].figures, "a trial is a function of arm and seed"
+
+
+def test_another_study_in_the_folder_is_refused(done, real, synthetic):
+    with pytest.raises(RefusedError, match=r"steps: 25 -> 30"):
+        downstream(real, synthetic, results=done.results, arms=["plain"], device="cpu", seeds=1,
+                   overrides=(*FEW, "downstream.steps=30"))  # fmt: skip
+    assert (done.results / study.RESULT).is_file(), "nothing is lost"
+
+
+def test_a_foreign_folder_is_refused(real, synthetic, tmp_path):
+    (tmp_path / "thesis.txt").write_text("keep me")
+    for overwrite in (False, True):
+        with pytest.raises(RefusedError, match=r"thesis\.txt"):
+            downstream(real, synthetic, results=tmp_path, arms=["plain"], overwrite=overwrite, **FAST)
+    assert (tmp_path / "thesis.txt").read_text() == "keep me"
+
+
+def test_overwrite_starts_again(real, synthetic, tmp_path):
+    for steps in (20, 10):
+        downstream(real, synthetic, results=tmp_path / "s", arms=["plain"], device="cpu", seeds=1, overwrite=True,
+                   overrides=(*FEW, f"downstream.steps={steps}"))  # fmt: skip
+    assert len(list((tmp_path / "s" / study.TRIALS).rglob("*.json"))) == 1
+
+
+def test_an_output_with_its_run_gives_every_arm_and_a_balance_to_generate(real, run, out, tmp_path):
+    arms = ["plain", "best+filtered+xfull", "best+unfiltered+xfull", "best+control+xfull", "plain+filtered+xfull+late"]
+    found = downstream(real, out, run=run, arms=arms, device="cpu", seeds=1, overrides=FEW)
+    assert found.results == out / "downstream"
+    by_name = {arm.name: arm for arm in found.arms}
+    assert by_name["plain+unfiltered+xfull"].synthetic == {"poor": 14}
+    control = by_name["plain+control+xfull"]
+    assert control.synthetic.keys() == {"a", "b", "poor"} and len(set(control.shares.values())) == 1
+    assert rebalance.verify(out).exit_code == 0, "a study in its folder is no damage"
+    assert rebalance.verify(out / "downstream" / "unfiltered").exit_code == 0
+    tuned = rebalance.files.read_sealed_json(run / "tuned.json")
+    assert tuned["balance"] == found.tuned.balance
+    if tuned["balance"]:
+        assert shards.generate(run, tmp_path / "tuned", balance="tuned", device="cpu").counts == tuned["synthetic"]
+
+
+def write_tuned(path: Path, synthetic: int) -> Path:
+    amounts = {"poor": synthetic} if synthetic else {}
+    rebalance.files.write_sealed_json(
+        path, {"balance": {n: 6 + k for n, k in amounts.items()}, "shares": {"poor": 0.3}}
+    )
+    return path
+
+
+def test_the_tuned_balance_is_generated(real, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("tuned.json"))
+    with pytest.raises(InputError, match="rebalance downstream"):
+        shards.generate(tmp_path / "run", tmp_path / "x", balance="tuned", device="cpu")
+    write_tuned(tmp_path / "run" / "tuned.json", 0)
+    with pytest.raises(InputError, match="no number of synthetic images helped"):
+        shards.generate(tmp_path / "run", tmp_path / "x", balance="tuned", device="cpu")
+    write_tuned(tmp_path / "run" / "tuned.json", 5)
+    assert shards.generate(tmp_path / "run", tmp_path / "x", balance="tuned", device="cpu").counts == {"poor": 5}
+
+
+def test_loaded_samples_weigh_as_the_shares_say(run, tmp_path):
+    shards.generate(run, tmp_path / "out", include_real=True, device="cpu")
+    tuned = write_tuned(tmp_path / "tuned.json", 5)
+    for weights in (tuned, {"poor": 0.3}):
+        samples = list(shards.load_shards(tmp_path / "out", weights=weights))
+        of_poor = sorted(weight for _, label, weight in samples if label == 2)
+        assert of_poor == pytest.approx([0.3 * 20 / 14] * 14 + [0.7 * 20 / 6] * 6)
+        assert sum(of_poor) == pytest.approx(20)
+        assert {weight for _, label, weight in samples if label != 2} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("weights", "word"), [({"x": 0.3}, "unknown class 'x'"), ({"poor": 1}, "between 0 and 1"), ({"a": 0.5}, "both")]
+)
+def test_wrong_weights_are_named(out, weights, word):
+    with pytest.raises(InputError, match=word):
+        shards.load_shards(out, weights=weights)
+
+
+def test_without_its_run_the_usual_arms_that_need_it_are_named(real, out, tmp_path):
+    few = {"device": "cpu", "seeds": 1, "multiples": ["full"], "overrides": (*FEW, "downstream.steps=2")}
+    found = downstream(real, out, results=tmp_path / "s", **few)
+    assert any("--run" in note and "control" in note for note in found.notes)
+    assert not any("control" in arm.name or "unfiltered" in arm.name for arm in found.arms)
+    assert {arm.name.split("+")[0] for arm in found.arms} >= set(REMEDIES)
+    with pytest.raises(InputError, match="--run"):
+        downstream(real, out, results=tmp_path / "s", arms=["plain+control"], **few)
+
+
+def test_shards_of_another_data_set_are_named(out, tmp_path):
+    other = tmp_path / "other"
+    for split in ("train", "val", "test"):
+        write_classes(other / split, {"a": 5, "c": 5, "poor": 5})
+    with pytest.raises(InputError, match="label 1 is 'b', in DATA it is 'c'"):
+        downstream(other, out, results=tmp_path / "s", arms=["plain"], **FAST)
+
+
+def test_another_run_is_named(real, out, tmp_path):
+    fit(real, tmp_path / "run", tiny_recipe(seed=5), balance={"poor": 20}, device="cpu")
+    with pytest.raises(InputError, match="--run did not make OUT"):
+        downstream(real, out, run=tmp_path / "run", **FAST)
+
+
+def test_missing_splits_are_named_and_val_is_held_out(real, synthetic, tmp_path):
+    for split in ("test", "train"):
+        shutil.copytree(real, tmp_path / split)
+        shutil.rmtree(tmp_path / split / split)
+        for kept in ("a", "b", "poor"):
+            (tmp_path / split / split / kept).mkdir(parents=True)
+        with pytest.raises(InputError, match=f"no {split} image"):
+            downstream(tmp_path / split, synthetic, results=tmp_path / "s", arms=["plain"], **FAST)
+    shutil.copytree(real, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "val")
+    place = {"results": tmp_path / "t", "arms": ["plain"]}
+    with pytest.raises(InputError, match="no val image"):
+        downstream(tmp_path / "data", synthetic, **place, **FAST | {"overrides": (*FEW, "data.val_fraction=0")})
+    held_out = downstream(tmp_path / "data", synthetic, **place, **FAST)
+    assert "class 'poor' has no val images: no choice sees it" in held_out.notes, "a tenth of 6 is none"
+
+
+def test_a_class_missing_in_test_and_val_is_said(real, synthetic, tmp_path):
+    shutil.copytree(real, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "test" / "a")
+    shutil.rmtree(tmp_path / "data" / "val" / "b")
+    found = downstream(tmp_path / "data", synthetic, results=tmp_path / "s", arms=["plain"], **FAST)
+    assert "class 'a' has no test images: it counts in no figure" in found.notes
+    assert "class 'b' has no val images: no choice sees it" in found.notes
+    assert math.isnan(found.arms[0].recalls["a"].mean) and found.to_json()["arms"][0]["recalls"]["a"]["mean"] is None
+    assert chart_png(found).startswith(b"\x89PNG")
+
+
+def test_one_train_image_in_a_class_is_enough(synthetic, real, tmp_path):
+    shutil.copytree(real, tmp_path / "data")
+    for path in sorted((tmp_path / "data" / "train" / "poor").iterdir())[1:]:
+        path.unlink()
+    arms = ["plain", "smote", "smote+filtered+xfull"]
+    found = downstream(tmp_path / "data", synthetic, results=tmp_path / "s", arms=arms, **FAST)
+    assert found.arms[2].synthetic == {"poor": 20}
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"seeds": 0}, "--seeds"),
+        ({"arms": ["best+filtered"]}, "best of the arms"),
+        ({"arms": []}, "--arms names none"),
+        ({"multiples": ["0"], "arms": ["plain+filtered"]}, "--multiples"),
+        ({"results": None}, "--results is needed"),
+    ],
+)
+def test_wrong_options_are_named(real, synthetic, tmp_path, options, word):
+    with pytest.raises(InputError, match=word):
+        downstream(real, synthetic, **{"results": tmp_path / "s", **FAST, **options})
+
+
+def test_the_command_prints_a_table_or_json(real, synthetic, tmp_path):
+    arguments = ["downstream", str(real), str(synthetic), "--results", str(tmp_path / "s"), "--seeds", "1", "--quiet",
+                 "--device", "cpu", "--arms", "plain,best+filtered", "--multiples", "1,full"]  # fmt: skip
+    arguments += [part for change in FEW for part in ("--set", change)]
+    table = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert table.exit_code == 0 and "plain+filtered+xfull" in table.stdout
+    found = CliRunner().invoke(cli, [*arguments, "--json"], catch_exceptions=False)
+    values = json.loads(found.stdout)
+    assert values["baseline"] == "plain" and [arm["name"] for arm in values["arms"]][1] == "plain+filtered+x1"
