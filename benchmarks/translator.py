@@ -56,6 +56,7 @@ RESULTS = Path(__file__).parent / "results" / "translator.jsonl"
 N_IMAGES = 1000
 _CLASSIFIER_STEPS = {"digits": 600}
 _CHOSEN_BY_MACHINE = ("threads", "precision", "memory_format")
+_CLASSIFIER_SECTION = "downstream."
 _DIMENSIONS = 64
 
 
@@ -266,12 +267,14 @@ def _processor() -> str:
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
-    """Return what a recipe sets to other than defaults, by dotted key, without what a machine chooses."""
+    """Return what a recipe sets for images to other than defaults, by dotted key, without what a machine chooses."""
     values, defaults = (_flat(to_mapping(r), "") for r in (recipe, Recipe()))
     return {
         key: value
         for key, value in values.items()
-        if value != defaults[key] and key.rpartition(".")[2] not in _CHOSEN_BY_MACHINE
+        if value != defaults[key]
+        and key.rpartition(".")[2] not in _CHOSEN_BY_MACHINE
+        and not key.startswith(_CLASSIFIER_SECTION)
     }
 
 
