@@ -17,9 +17,11 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import classifier  # noqa: E402
 import data_sets  # noqa: E402
+import deep_smote  # noqa: E402
 import filter as filter_benchmark  # noqa: E402
 import frechet as frechet_benchmark  # noqa: E402
 import index  # noqa: E402
+import long_tail  # noqa: E402
 import train_step  # noqa: E402
 import translator  # noqa: E402
 
@@ -175,3 +177,40 @@ def test_the_ladder_counts_less_work_up_to_the_package():
     for name in ("frozen", "merged", "shared", "lazy_r1", "together"):
         assert counted[name] < counted["reference"], name
     assert counted[train_step.PACKAGE] == pytest.approx(counted["together"], rel=0.02)
+
+
+def _trial(arm: str, seed: int, draw: int, hits: tuple[int, int]) -> dict[str, object]:
+    """A trial on 10 test images of each of two classes, so many of which are hit."""
+    confusion = [[hits[0], 10 - hits[0]], [10 - hits[1], hits[1]]]
+    return {"data_set": "x", "draw": draw, "arm": arm, "seed": seed, "test": confusion, "val": confusion}
+
+
+def test_gap_closure_is_of_paired_draws(tmp_path):
+    lines = []
+    for draw, (cheap, chosen, full) in enumerate([((8, 4), (8, 6), (9, 9)), ((7, 3), (7, 4), (9, 9))]):
+        lines.append({"data_set": "x", "draw": draw, "tuned": "oversampling+filtered+x1", "poor": [1]})
+        for seed in range(2):
+            lines.append(_trial("plain", seed, draw, (9, 0)))
+            lines.append(_trial("oversampling", seed, draw, cheap))
+            lines.append(_trial("oversampling+filtered+x1", seed, draw, chosen))
+            lines.append(_trial(long_tail.FULL, seed, draw, full))
+    lines.append(_trial("weighted", 0, 0, (10, 10)))
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *lines[:3]]))
+    report = long_tail.read_reports(path)["x"]
+    assert report.baseline == "oversampling", "weighted is not there in every draw"
+    closed = report.gap_closure()
+    assert closed.mean == pytest.approx((2 / 6 + 1 / 8) / 2) and closed.low < closed.mean < closed.high
+    assert report.difference("chosen", "poor_recall").mean == pytest.approx(0.15)
+    assert report.to_json()["recall_gains"]["recall/0"]["mean"] == 0
+    assert "| oversampling * | 55.0" in report.text()
+
+
+def test_deep_smote_fills_classes_with_images_like_theirs():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [24, 4])
+    pixels = rng.integers(0, 40, (28, 16, 16, 1)).astype(np.uint8)
+    pixels[labels == 1] += 180
+    made = deep_smote.oversample(*deep_smote.train(pixels, labels, 60, 0), pixels, labels, {1: 24}, 0)
+    assert made.keys() == {1} and made[1].shape == (20, 16, 16, 1)
+    assert made[1].mean() > 140
