@@ -34,7 +34,6 @@ import numpy as np
 import torch
 from data_sets import fashion_mnist
 from PIL import Image
-from rebalance.views import View
 from sklearn.datasets import load_digits
 
 import rebalance
@@ -48,6 +47,7 @@ from rebalance.trials.classifier import Trial, loop_options
 from rebalance.trials.figures import SCALARS, Spread, figures, spread
 from rebalance.trials.pools import Pool, grayed, mixture
 from rebalance.trials.study import STUDY, TRIALS
+from rebalance.views import View
 
 RESULTS = Path(__file__).parent / "results" / "long_tail.jsonl"
 FULL, DEEP_SMOTE = "all real data", "DeepSMOTE"

@@ -18,10 +18,11 @@ from rebalance.errors import InputError
 from rebalance.generation import LoadedRun
 from rebalance.index import ImageIndex
 from rebalance.index.table import SPLITS
-from rebalance.pictures import Picture, View, check_classes, pictures_of_folder, pictures_of_output, view_of
+from rebalance.pictures import Picture, check_classes, pictures_of_folder, pictures_of_output, view_of
 from rebalance.trials.arms import CONTROL, FILTERED, UNFILTERED
 from rebalance.trials.control import rich_translations
 from rebalance.trials.pools import Pool, grayed, load_pool
+from rebalance.views import View
 
 ALL = 2**31 - 1
 Loader = Callable[[], np.ndarray]

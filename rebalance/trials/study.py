@@ -22,7 +22,7 @@ from rebalance.devices import choose_device
 from rebalance.errors import DamagedError, InputError, RefusedError
 from rebalance.generation import LoadedRun, load_run
 from rebalance.index import build_index, carve_validation
-from rebalance.pictures import manifest_of
+from rebalance.shards.manifest import manifest_of
 from rebalance.training import RunDirectory
 from rebalance.training.loop import LoopOptions
 from rebalance.training.precision import choose, described
