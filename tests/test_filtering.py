@@ -253,6 +253,7 @@ def test_too_few_held_out_images_are_said(caplog):
     found = fitted(of_class("poor", 400, 3), real(n_poor=40, n_held_out=4))
     assert "4 held-out images are too few: influence is not asked" in found.notes
     assert "4 held-out images are too few: memorised is judged by train images" in found.notes
+    assert "40 train images are too few to count: the limits on outliers are predicted" in found.notes
     assert "class 'poor'" in caplog.text and found.thresholds()["keep"] is None
     fresh = of_class("poor", 1000, 4)
     assert share_failing(found, fresh, MEMORISED) < 0.25 and share_failing(found, fresh, INFLUENCE) == 0

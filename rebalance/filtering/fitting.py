@@ -24,6 +24,7 @@ from rebalance.filtering.image_filter import (
     INFLUENCE,
     LOW_CONFIDENCE,
     MEMORISED,
+    OUTLIER,
     FilterOptions,
     ImageFilter,
     Space,
@@ -146,6 +147,8 @@ class _Fitting:
         """Mean and precision of the real images, and the distance within which 99% lie, each seen from the others."""
         whitened = self.space.projection.apply(self.train) @ self.space.whitening
         n, mean = len(whitened), whitened.mean(0)
+        if OUTLIER in self.options.checks and _rank(n, _KEPT_OF_REAL) > n:
+            self._note(f"{n} train images are too few to count: the limits on outliers are predicted")
         centred = whitened - mean
         _, shrinkage = ledoit_wolf(centred, assume_centered=True)
         # Towards the pooled within-class covariance, which is the identity here; of few images little is known.
