@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 _GROUPS = 8
-_COARSE = 32
+_COARSE = 24
 _MOST_FITTED = 512
-_ROWS = 8
+_ROWS = 16
 _CONVERTED = 8192
 
 
