@@ -408,6 +408,8 @@ def test_wrong_places_and_unknown_classes_are_named(given, real, tmp_path):
     for path in (given, given / "a" / "000.png"):
         with pytest.raises(InputError, match="IMAGES lies inside --out"):
             shards.filter(path, real, given.parent, overwrite=True, **FAST)
+    with pytest.raises(InputError, match="IMAGES does not exist"):
+        shards.filter(tmp_path / "nowhere", real, tmp_path / "out", **FAST)
     (tmp_path / "none" / "a").mkdir(parents=True)
     with pytest.raises(InputError, match="no synthetic image"):
         shards.filter(tmp_path / "none", real, tmp_path / "out", **FAST)

@@ -1,4 +1,8 @@
-"""Station 8, shards: drives generation and filtering, writes WebDataset shards, checks and loads them."""
+"""Station 8, shards: drives generation and filtering, writes WebDataset shards, checks and loads them.
+
+`generate` makes images of a run, `filter` takes given ones (`given`, `sift`); both write through `make`, `claim`,
+`moments`, `manifest` and `output`.
+"""
 
 from rebalance.shards.filter import FilterResult, filter
 from rebalance.shards.generate import GenerationResult, generate

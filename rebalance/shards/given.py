@@ -119,6 +119,10 @@ def given_images(path: Path, seed: int, progress: bool) -> GivenImages:
     Raises:
         InputError: the path has none of these forms, the output is not complete, or no image can be used.
     """
+    if not path.exists():
+        raise InputError(
+            "IMAGES does not exist", value=str(path), allowed="image folder, manifest, WebDataset shards or an output"
+        )
     manifest = manifest_of(path, "IMAGES") if path.is_dir() else {}
     index = build_index(path, progress=progress)
     ours = np.ones(index.table.num_rows, bool)
