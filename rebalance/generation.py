@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +22,10 @@ from rebalance.methods import Method
 from rebalance.modalities import Modalities
 from rebalance.planning import Plan
 from rebalance.training import RunDirectory, Unit, load_method, reference_labels, units_of
+
+T = TypeVar("T")
+
+_SQUARES_BYTES = 128 * 2**20
 
 
 def keyed_rng(*key: object) -> np.random.Generator:
@@ -132,7 +138,8 @@ class CandidateStream:
         """Draw a source class uniformly, then its image, then distinct references where there are enough."""
         rng = keyed_rng(self.key, slot.class_name, slot.ordinal, number)
         classes, references = self.sources[slot.class_name], self.references[slot.class_name]
-        source = rng.choice(classes[rng.integers(len(classes))])
+        sources = classes[rng.integers(len(classes))]
+        source = sources[rng.integers(len(sources))]
         chosen = rng.choice(references, self.n_references, replace=len(references) < self.n_references)
         return Candidate(slot, number, int(source), tuple(chosen.tolist()))
 
@@ -219,42 +226,69 @@ def load_run(run: RunDirectory, data: str | None, device: torch.device) -> Loade
     return LoadedRun(run, recipe, plan, index, modalities, tuple(models))
 
 
+class StyleCodes:
+    """Style codes of the references of all targets, computed in blocks of one batch when one of them is asked for.
+
+    A block is always the same images in the same places, so that a code is the same whoever asks first.
+    """
+
+    def __init__(self, run: LoadedRun, block: int, encode: Callable[[Model, list[int]], torch.Tensor]) -> None:
+        self._block, self._encode = block, encode
+        self._blocks: list[tuple[Model, list[int]]] = []
+        self._rows: dict[int, int] = {}  # an image is of one class, so its id tells the target
+        for target in run.plan.targets:
+            ids, model = run.index.rows("train", target.name).tolist(), run.model_of(target.name)
+            for first in range(0, len(ids), block):
+                chosen = ids[first : first + block]
+                self._rows.update((image_id, len(self._blocks) * block + row) for row, image_id in enumerate(chosen))
+                self._blocks.append((model, chosen))
+        self._known: set[int] = set()
+        self._table = torch.empty(0)
+
+    @torch.inference_mode()
+    def of(self, references: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """Return the mean codes (n, d) of n tuples of as many reference ids."""
+        rows = [[self._rows[image_id] for image_id in of_one] for of_one in references]
+        for number in sorted({row // self._block for of_one in rows for row in of_one} - self._known):
+            self._compute(number)
+        return self._table[torch.tensor(rows, device=self._table.device).T].mean(0)
+
+    def _compute(self, number: int) -> None:
+        codes = self._encode(*self._blocks[number])
+        if not self._known:
+            self._table = codes.new_empty(len(self._blocks) * self._block, codes.shape[1])
+        first = number * self._block
+        self._table[first : first + self._block] = codes
+        self._known.add(number)
+
+
 class Synthesizer:
     """Makes the images of candidates in batches of one shape; style codes of references are computed once."""
 
     def __init__(self, run: LoadedRun, device: torch.device, extractor: FeatureExtractor | None = None) -> None:
         self.run, self.device, self.extractor = run, device, extractor
         self.batch = run.recipe.generation.batch
-        self._codes: dict[str, dict[int, torch.Tensor]] = {}
+        self._codes = StyleCodes(run, self.batch, self._encoded)
+        data = run.recipe.data
+        most = _SQUARES_BYTES // (data.size_px**2 * data.channels)
+        self._squares = functools.lru_cache(most)(lambda image_id: run.index.square(image_id, data))
 
     def load(self, image_id: int) -> np.ndarray:
-        """Return an image as the model's square, (H, W, C) uint8."""
-        return self.run.index.square(image_id, self.run.recipe.data)
+        """Return an image as the model's square, (H, W, C) uint8, not to be written to: the latest are kept."""
+        return self._squares(image_id)
 
     def _padded(self, pixels: Sequence[np.ndarray]) -> torch.Tensor:
         """Stack images and repeat the last up to the batch's shape, because results depend on the shape."""
         stacked = np.stack([*pixels, *[pixels[-1]] * (self.batch - len(pixels))])
         return images.to_float(torch.from_numpy(stacked)).to(self.device)
 
-    @torch.inference_mode()
-    def _codes_of(self, target: str) -> dict[int, torch.Tensor]:
-        if target not in self._codes:
-            model = self.run.model_of(target)
-            method, known = model.method, model.unit.labels(self.run.modalities)
-            ids = self.run.index.rows("train", target).tolist()
-            codes: dict[int, torch.Tensor] = {}
-            for first in range(0, len(ids), self.batch):
-                chosen = ids[first : first + self.batch]
-                labels = reference_labels(
-                    chosen + [chosen[-1]] * (self.batch - len(chosen)), known, self.run.modalities
-                )
-                batch = method.reference_codes(
-                    self._padded([self.load(image_id) for image_id in chosen]),
-                    torch.tensor(labels, device=self.device),
-                )
-                codes.update(zip(chosen, batch, strict=False))
-            self._codes[target] = codes
-        return self._codes[target]
+    def _encoded(self, model: Model, image_ids: list[int]) -> torch.Tensor:
+        """Return the style codes (batch, d) of at most a batch of references, the last one's repeated."""
+        known = model.unit.labels(self.run.modalities)
+        padded = image_ids + [image_ids[-1]] * (self.batch - len(image_ids))
+        labels = reference_labels(padded, known, self.run.modalities)
+        references = self._padded([self.run.index.square(image_id, self.run.recipe.data) for image_id in image_ids])
+        return model.method.reference_codes(references, torch.tensor(labels, device=self.device))
 
     @torch.inference_mode()
     def make(self, candidates: Sequence[Candidate], sources: Sequence[np.ndarray]) -> list[Made]:
@@ -265,12 +299,9 @@ class Synthesizer:
             sources: their source images, (H, W, C) uint8.
         """
         model = self.run.model_of(candidates[0].slot.class_name)
-        codes = [
-            torch.stack([self._codes_of(c.slot.class_name)[reference] for reference in c.references]).mean(0)
-            for c in candidates
-        ]
-        codes += [codes[-1]] * (self.batch - len(codes))
-        pixels = images.to_pixels(model.method.synthesize(self._padded(sources), torch.stack(codes)))
+        references = [candidate.references for candidate in candidates]
+        codes = self._codes.of(references + [references[-1]] * (self.batch - len(references)))
+        pixels = images.to_pixels(model.method.synthesize(self._padded(sources), codes))
         if self.extractor is None:
             return [Made(c, p, -1.0) for c, p in zip(candidates, pixels, strict=False)]
         confidences = self._confidences(model, [c.slot.class_name for c in candidates], pixels)
@@ -305,8 +336,17 @@ class Synthesizer:
 
 def batches_by_model(run: LoadedRun, candidates: Sequence[Candidate], size: int) -> list[list[Candidate]]:
     """Cut candidates into batches of one model each, keeping their order."""
+    return _by_model(run, candidates, size, lambda candidate: candidate.slot.class_name)
+
+
+def slots_by_model(run: LoadedRun, slots: Sequence[Slot], size: int) -> list[list[Slot]]:
+    """Cut slots into batches of one model each, keeping their order."""
+    return _by_model(run, slots, size, lambda slot: slot.class_name)
+
+
+def _by_model(run: LoadedRun, items: Sequence[T], size: int, class_of: Callable[[T], str]) -> list[list[T]]:
     batches = []
     for model in run.models:
-        own = [c for c in candidates if c.slot.class_name in model.unit.targets]
+        own = [item for item in items if class_of(item) in model.unit.targets]
         batches += [own[first : first + size] for first in range(0, len(own), size)]
     return batches

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,14 +18,18 @@ import safetensors.numpy
 import torch
 import webdataset
 from PIL import Image
+from threadpoolctl import threadpool_info
 from torch.utils.data import DataLoader
 
 from rebalance import files, frechet, reporting, shards
 from rebalance.errors import InputError, RefusedError
 from rebalance.filtering import Threshold
-from rebalance.generation import CandidateStream, Slot, Slots
+from rebalance.generation import Candidate, CandidateStream, Slot, Slots, Synthesizer, keyed_rng, load_run
+from rebalance.index import ImageIndex
+from rebalance.shards.make import ShardMaker
 from rebalance.shards.verify import FIELDS
-from rebalance.training import fit
+from rebalance.shards.workers import torch_threads
+from rebalance.training import RunDirectory, fit
 
 COUNTS = {"a": 40, "b": 30, "poor": 5, "rare": 4}
 BALANCE = {"poor": 28, "rare": 19}
@@ -406,6 +411,91 @@ def test_candidates_are_pure_functions_of_their_slot():
     assert len(set(first.references)) == 3 and set(first.references) <= {60, 61, 62, 63}
     drawn = Counter(stream.draw(Slot("t", i), 0).source >= 50 for i in range(400))
     assert 150 < drawn[True] < 250
+
+
+def test_candidates_are_drawn_as_numpy_chooses():
+    sources, references = (np.arange(50), np.arange(50, 60)), np.arange(60, 67)
+    stream = CandidateStream("key", {"t": sources}, {"t": references}, 2)
+    for ordinal in range(300):
+        rng = keyed_rng("key", "t", ordinal, 1)
+        source = rng.choice(sources[rng.integers(2)])
+        chosen = tuple(rng.choice(references, 2, replace=False).tolist())
+        assert stream.draw(Slot("t", ordinal), 1) == Candidate(Slot("t", ordinal), 1, source, chosen)
+
+
+def test_style_codes_are_the_same_whoever_asks_first(run):
+    loaded = load_run(RunDirectory(run), None, torch.device("cpu"))
+    encode, asked = loaded.models[0].method.reference_codes, []
+    loaded.models[0].method.reference_codes = lambda images, labels: asked.append(1) or encode(images, labels)
+    poor, rare = (loaded.index.rows("train", name).tolist() for name in ("poor", "rare"))
+
+    def synthesizer(batch: int) -> Synthesizer:
+        made = Synthesizer(loaded, torch.device("cpu"))
+        made.batch = batch
+        made._codes = type(made._codes)(loaded, batch, made._encoded)
+        return made
+
+    whole, lazy = synthesizer(2)._codes, synthesizer(2)._codes
+    everything = whole.of([(image_id,) for image_id in poor + rare])
+    assert len(asked) == 3 + 2  # five and four references, two at a time
+    last = lazy.of([(rare[-1],)])
+    assert len(asked) == 6 and torch.equal(last[0], everything[-1])
+    both = lazy.of([(rare[-1], poor[0]), (poor[1], rare[-1])])
+    assert len(asked) == 7
+    expected = [torch.stack([everything[-1], everything[row]]) for row in (0, 1)]
+    assert torch.equal(both, torch.stack([pair.mean(0) for pair in expected]))
+    assert not torch.equal(everything[0], everything[1])
+
+
+def test_a_source_is_decoded_once(run, tmp_path, monkeypatch):
+    decode, decoded = ImageIndex.square, Counter()
+    monkeypatch.setattr(ImageIndex, "square", lambda *given: decoded.update([given[1]]) or decode(*given))
+    shards.generate(run, tmp_path / "out", shard_size=10, balance={"poor": 305, "rare": 304})
+    sources = Counter(json.loads(sample["json"])["source"] for sample in samples(tmp_path / "out"))
+    assert max(sources.values()) > 3 and set(decoded.values()) == {1}
+
+
+def test_a_shard_is_written_while_the_next_is_made(run, tmp_path, monkeypatch):
+    make, write, begun = ShardMaker._synthetic, ShardMaker._write, threading.Event()
+
+    def making(self, name, *rest):
+        if name.number == 1:
+            begun.set()
+        return make(self, name, *rest)
+
+    def writing(self, name, contents):
+        assert begun.wait(60), "the next shard waits for this one"
+        write(self, name, contents)
+
+    monkeypatch.setattr(ShardMaker, "_synthetic", making)
+    monkeypatch.setattr(ShardMaker, "_write", writing)
+    assert shards.generate(run, tmp_path / "out", shard_size=10).complete
+    assert shards.verify(tmp_path / "out").problems == ()
+
+
+@pytest.mark.parametrize("failing", [0, 3])
+def test_an_error_in_writing_is_not_lost(run, tmp_path, monkeypatch, failing):
+    write = ShardMaker._write
+
+    def writing(self, name, contents):
+        if name.number == failing:
+            raise RefusedError("no")
+        write(self, name, contents)
+
+    monkeypatch.setattr(ShardMaker, "_write", writing)
+    with pytest.raises(RefusedError, match="no"):
+        shards.generate(run, tmp_path / "out", shard_size=10)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_products_are_computed_on_the_threads_of_the_fingerprint():
+    def threads() -> set[int]:
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    before = threads()
+    with torch_threads(3):
+        assert threads() == {3}
+    assert threads() == before
 
 
 def test_verify_finds_every_kind_of_damage(run, tmp_path):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,9 @@ from rebalance.generation import (
     Slot,
     Slots,
     Synthesizer,
-    batches_by_model,
     candidate_stream,
     keyed_rng,
+    slots_by_model,
 )
 from rebalance.shards.moments import moments_of, write_moments
 from rebalance.shards.request import REAL, SYNTHETIC, GenerationRequest
@@ -41,6 +41,9 @@ SHARD_NAME = re.compile(rf"({SYNTHETIC}|{REAL})-\d{{6,}}\.tar")
 """Names that shards have."""
 
 Sample = dict[str, Any]
+
+_THREADS = 2
+"""Threads that draw, decode and encode beside the one that computes."""
 
 
 @dataclass(frozen=True)
@@ -118,60 +121,74 @@ class ShardMaker:
         keyed_rng(self.request.fingerprint, REAL).shuffle(rows)
         return rows
 
-    def make(self, name: ShardName, count: Count) -> None:
-        """Make a shard and then its marker.
+    def make(self, names: Iterable[ShardName], count: Count) -> None:
+        """Make shards one after another, each with its marker; one is written while the next is made.
 
         Args:
-            name: which one.
+            names: which ones.
             count: is told the numbers of finished images, and of rejected ones by reason, as they come.
         """
-        with ThreadPoolExecutor(max_workers=2) as pool:
-            contents = self._real(name, pool, count) if name.kind == REAL else self._synthetic(name, pool, count)
-        write_shard(self.out, name, self.request.fingerprint, contents)
+        with ThreadPoolExecutor(max_workers=_THREADS) as pool, ThreadPoolExecutor(max_workers=1) as writer:
+            writing: Future[None] | None = None
+            for name in names:
+                contents = self._real(name, pool, count) if name.kind == REAL else self._synthetic(name, pool, count)
+                if writing is not None:
+                    writing.result()  # so that no more than two shards are in memory
+                writing = writer.submit(write_shard, self.out, name, self.request.fingerprint, contents)
+            if writing is not None:
+                writing.result()
 
     def _synthetic(self, name: ShardName, pool: ThreadPoolExecutor, count: Count) -> ShardContents:
         """Fill the shard's slots in rounds: every open slot tries its next candidate."""
         slots = self.slots.of_shard(name.number)
-        encoded: dict[Slot, Future[Sample]] = {}
+        encoded: list[Future[dict[Slot, Sample]]] = []
         features: dict[Slot, np.ndarray] = {}
         rejects: dict[str, Counter[str]] = {}
         open_slots, number = slots, 0
         while open_slots and number < self.run.recipe.generation.max_candidates:
-            candidates = [self.stream.draw(slot, number) for slot in open_slots]
-            for made in self._made(candidates, pool):
+            filled: set[Slot] = set()
+            for made in self._made(open_slots, number, pool):
+                accepted, rejected = [], Counter[str]()
                 for image, scores, verdict in self._judged(made):
-                    slot = image.candidate.slot
                     if verdict.accepted:
-                        encoded[slot] = pool.submit(self._sample, image, scores)
+                        accepted.append((image, scores))
                         if image.features is not None:
-                            features[slot] = image.features
-                        count(1, {})
+                            features[image.candidate.slot] = image.features
                     else:
-                        rejects.setdefault(slot.class_name, Counter())[verdict.reason] += 1
-                        count(0, {verdict.reason: 1})
-            open_slots = [slot for slot in open_slots if slot not in encoded]
+                        rejects.setdefault(image.candidate.slot.class_name, Counter())[verdict.reason] += 1
+                        rejected[verdict.reason] += 1
+                filled.update(image.candidate.slot for image, _ in accepted)
+                encoded.append(pool.submit(self._samples, accepted))
+                count(len(accepted), rejected)
+            open_slots = [slot for slot in open_slots if slot not in filled]
             number += 1
         count(len(open_slots), {})
+        samples = {slot: sample for batch in encoded for slot, sample in batch.result().items()}
         kept = [(slot.class_name, features[slot]) for slot in slots if slot in features]
         return ShardContents(
-            [encoded[slot].result() for slot in slots if slot in encoded],
+            [samples[slot] for slot in slots if slot in samples],
             {class_name: dict(reasons) for class_name, reasons in rejects.items()},
             dict(Counter(slot.class_name for slot in open_slots)),
             moments_of(kept, self.yardsticks, self.run.recipe.generation.threads),
         )
 
-    def _made(self, candidates: list[Candidate], pool: ThreadPoolExecutor) -> Iterator[list[Made]]:
-        """Make candidates, batch by batch; the next batch is decoded meanwhile."""
+    def _made(self, slots: list[Slot], number: int, pool: ThreadPoolExecutor) -> Iterator[list[Made]]:
+        """Make a candidate of each slot, batch by batch; the next ones are drawn and decoded meanwhile.
 
-        def decode(batch: list[Candidate]) -> list[Future[np.ndarray]]:
-            return [pool.submit(self.synthesizer.load, candidate.source) for candidate in batch]
+        A thread is given a whole batch, because every hop between threads holds up the one that computes.
+        """
 
-        batches = batches_by_model(self.run, candidates, self.synthesizer.batch)
-        waiting = decode(batches[0])
-        for number, batch in enumerate(batches):
-            sources = [future.result() for future in waiting]
-            waiting = decode(batches[number + 1]) if number + 1 < len(batches) else []
-            yield self.synthesizer.make(batch, sources)
+        def prepared(batch: list[Slot]) -> tuple[list[Candidate], list[np.ndarray]]:
+            candidates = [self.stream.draw(slot, number) for slot in batch]
+            return candidates, [self.synthesizer.load(candidate.source) for candidate in candidates]
+
+        waiting: deque[Future[tuple[list[Candidate], list[np.ndarray]]]] = deque()
+        for batch in slots_by_model(self.run, slots, self.synthesizer.batch):
+            waiting.append(pool.submit(prepared, batch))
+            if len(waiting) > _THREADS:
+                yield self.synthesizer.make(*waiting.popleft().result())
+        while waiting:
+            yield self.synthesizer.make(*waiting.popleft().result())
 
     def _judged(self, batch: list[Made]) -> Iterator[tuple[Made, Scores, Verdict]]:
         """Score and judge a batch, class by class."""
@@ -185,6 +202,9 @@ class ShardMaker:
                 continue
             scored = found.scores(evidence_of(members, self.synthesizer))
             yield from ((made, scores, found.judge(scores)) for made, scores in zip(members, scored, strict=True))
+
+    def _samples(self, accepted: list[tuple[Made, Scores]]) -> dict[Slot, Sample]:
+        return {made.candidate.slot: self._sample(made, scores) for made, scores in accepted}
 
     def _sample(self, made: Made, scores: Scores) -> Sample:
         candidate, index = made.candidate, self.run.index
@@ -236,7 +256,7 @@ class ShardMaker:
             "label": self.run.index.label(class_name),
             "run": self.request.fingerprint,
             "seed": self.request.seed,
-            "scores": asdict(scores),
+            "scores": dict(vars(scores)),
             "width": width,
             "height": height,
         }

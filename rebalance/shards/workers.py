@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from rebalance.devices import prepared
 from rebalance.errors import RebalanceError
@@ -73,11 +74,16 @@ class Job:
 
 @contextlib.contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """Use this many CPU threads in torch while the context lasts."""
+    """Use this many CPU threads in torch, and in numpy's products, while the context lasts.
+
+    A product of few rows has other last digits on other numbers of threads, and threads that wait for each other cost
+    many times what it takes.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
-        yield
+        with threadpool_limits(number, "blas"):
+            yield
     finally:
         torch.set_num_threads(before)
 
@@ -85,22 +91,22 @@ def torch_threads(number: int) -> Iterator[None]:
 def make_here(maker: ShardMaker, names: Sequence[ShardName], count: Count) -> None:
     """Make shards one after another in this process."""
     with torch_threads(maker.run.recipe.generation.threads):
-        for name in names:
-            maker.make(name, count)
+        maker.make(names, count)
 
 
 def make_in_processes(job: Job, names: Sequence[ShardName], workers: int, threads: int, count: Count) -> None:
-    """Make shards in worker processes.
+    """Make shards in worker processes, each of which takes the next one that nobody has begun.
 
     Raises:
         RebalanceError: a worker died.
     """
     context = multiprocessing.get_context("spawn")
-    done = context.Array("q", 1 + len(CHECKS))
-    executor = ProcessPoolExecutor(workers, context, _start_worker, (job, threads, done, os.getpid()))
+    done, begun = context.Array("q", 1 + len(CHECKS)), context.Value("q", 0)
+    setting = (job, tuple(names), begun, threads, done, os.getpid())
+    executor = ProcessPoolExecutor(workers, context, _start_worker, setting)
     try:
         with _interrupts_held():
-            waiting, counted = {executor.submit(_make, name) for name in names}, [0] * len(done)
+            waiting, counted = {executor.submit(_make_shards) for _ in range(workers)}, [0] * len(done)
         while waiting:
             finished, waiting = wait(waiting, _POLL_SECONDS, FIRST_COMPLETED)
             for future in finished:
@@ -133,11 +139,12 @@ def _interrupts_held() -> Iterator[None]:
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(job: Job, threads: int, done: Any, parent: int) -> None:
+def _start_worker(job: Job, names: Sequence[ShardName], begun: Any, threads: int, done: Any, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent(parent)
     torch.set_num_threads(threads)
-    _worker.update(maker=job.maker(), done=done)
+    threadpool_limits(threads, "blas")
+    _worker.update(maker=job.maker(), names=names, begun=begun, done=done)
 
 
 def _die_with_parent(parent: int) -> None:
@@ -148,7 +155,7 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _make(name: ShardName) -> None:
+def _make_shards() -> None:
     def count(images: int, rejected: Mapping[str, int]) -> None:
         done = _worker["done"]
         with done.get_lock():
@@ -156,4 +163,16 @@ def _make(name: ShardName) -> None:
             for number, check in enumerate(CHECKS, 1):
                 done[number] += rejected.get(check, 0)
 
-    _worker["maker"].make(name, count)
+    _worker["maker"].make(_next_names(), count)
+
+
+def _next_names() -> Iterator[ShardName]:
+    """Yield names that no other worker has taken."""
+    names, begun = _worker["names"], _worker["begun"]
+    while True:
+        with begun.get_lock():
+            number = begun.value
+            begun.value += 1
+        if number >= len(names):
+            return
+        yield names[number]
