@@ -7,7 +7,8 @@
 Default: 64 px, 32 base filters, 41 classes, batch 8, on random images. `reference` is the released design, written out
 plainly here: seven passes of the discriminator, the generator run anew in each phase, nothing frozen, R1 every step,
 fp32. Every switch is tried on it alone, then all of them together; `package` is this package's step, in the
-channels-last layout. All are timed in one run, in turns, so that a machine whose speed drifts treats them alike.
+channels-last layout. torch.compile is tried in a process of its own first, and what it says where it fails is the
+result. All are timed in one run, in turns, so that a machine whose speed drifts treats them alike.
 Seconds are means over steps, R1 among them as often as it comes; FLOPs are counted by torch; peaks are those of a large
 matrix product, measured first.
 """
@@ -24,6 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import memory
@@ -58,6 +60,9 @@ class Switches:
         channels_last: that layout in memory.
         bf16: autocast to bfloat16.
         foreach: optimiser steps over all weights at once.
+        adam: Adam instead of RMSprop, to compare `fused` with.
+        fused: Adam, its step in one kernel; RMSprop has none.
+        compiled: torch.compile of generator and discriminator; R1, which it cannot differentiate twice, stays as it is.
     """
 
     frozen: bool = False
@@ -67,6 +72,14 @@ class Switches:
     channels_last: bool = False
     bf16: bool = False
     foreach: bool = False
+    adam: bool = False
+    fused: bool = False
+    compiled: bool = False
+
+    @property
+    def arguments(self) -> dict[str, bool]:
+        """How the optimiser takes its step."""
+        return {"fused": True} if self.fused else {"foreach": self.foreach}
 
 
 class PlainStep:
@@ -78,9 +91,13 @@ class PlainStep:
         for network in method.networks.values():
             network.to(device, memory_format=self.layout).train()
         self.generator, self.discriminator = (method.networks[name] for name in ("generator", "discriminator"))
+        compiled = torch.compile if switches.compiled else lambda work: work
+        self.encode_source, self.decode = compiled(self.generator.source_encoder), compiled(self.generator.decoder)
+        self.encode_reference = compiled(self.generator.reference_encoder)
+        self.features = compiled(self.discriminator.features)
+        kind = torch.optim.Adam if switches.adam or switches.fused else torch.optim.RMSprop
         self.optimizers = {
-            name: torch.optim.RMSprop(network.parameters(), lr=1e-4, foreach=switches.foreach)
-            for name, network in method.networks.items()
+            name: kind(network.parameters(), lr=1e-4, **switches.arguments) for name, network in method.networks.items()
         }
 
     def __call__(self, batch: PairBatch, number: int) -> None:
@@ -108,31 +125,31 @@ class PlainStep:
 
     def _generate(self, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return translation and reconstruction."""
-        generator = self.generator
         if self.switches.shared:
-            content = generator.source_encoder(batch.source).repeat(2, 1, 1, 1)
-            codes = generator.reference_encoder(torch.cat([batch.reference, batch.source]))
-            translation, reconstruction = generator.decoder(content, codes).chunk(2)
+            content = self.encode_source(batch.source).repeat(2, 1, 1, 1)
+            codes = self.encode_reference(torch.cat([batch.reference, batch.source]))
+            translation, reconstruction = self.decode(content, codes).chunk(2)
             return translation, reconstruction
-        return (
-            generator(batch.source, batch.reference, batch.reference_label),
-            generator(batch.source, batch.source, batch.source_label),
-        )
+        return self._translate(batch.source, batch.reference), self._translate(batch.source, batch.source)
+
+    def _translate(self, source: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        return self.decode(self.encode_source(source), self.encode_reference(reference))
 
     def _discriminator_loss(
         self, batch: PairBatch, made: tuple[torch.Tensor, torch.Tensor] | None, number: int
     ) -> torch.Tensor:
         discriminator, labels = self.discriminator, batch.reference_label
         with torch.no_grad():
-            fake = made[0].detach() if made else self.generator(batch.source, batch.reference, labels)
+            fake = made[0].detach() if made else self._translate(batch.source, batch.reference)
         interval = R1_EVERY if self.switches.lazy_r1 else 1
         with_r1 = (number + 1) % interval == 0
         real = batch.reference.detach().requires_grad_(with_r1)
         if self.switches.merged and not with_r1:
-            real_features, fake_features = discriminator.features(torch.cat([real, fake])).chunk(2)
+            real_features, fake_features = self.features(torch.cat([real, fake])).chunk(2)
         else:
-            real_features, fake_features = discriminator.features(real), discriminator.features(fake)
-        classified = real_features if self.switches.merged else discriminator.features(batch.reference)
+            of_real = discriminator.features if with_r1 else self.features
+            real_features, fake_features = of_real(real), self.features(fake)
+        classified = real_features if self.switches.merged else self.features(batch.reference)
         scores = discriminator.adversarial(real_features, labels).float()
         loss = losses.hinge_discriminator(scores, discriminator.adversarial(fake_features, labels).float())
         loss = loss + F.cross_entropy(discriminator.classify(classified).float(), labels)
@@ -153,15 +170,59 @@ class PlainStep:
 
     def _features(self, both: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         if self.switches.merged:
-            return self.discriminator.features(torch.cat(both)).chunk(2)
-        return tuple(self.discriminator.features(images) for images in both)
+            return self.features(torch.cat(both)).chunk(2)
+        return tuple(self.features(images) for images in both)
 
 
-def rungs(bf16: bool) -> dict[str, Switches]:
-    """The reference, each switch on its own, and all together."""
-    names = [name for name in vars(Switches()) if bf16 or name != "bf16"]
+def rungs(bf16: bool, compiled: bool = False) -> dict[str, Switches]:
+    """The reference, each switch on its own, and all together but those that exclude each other.
+
+    `together` is with RMSprop, as `package` is; `together_fused` has Adam's kernel instead; `together_compiled` is
+    compiled besides.
+    """
+    left_out = {"bf16": bf16, "compiled": compiled}
+    names = [name for name in vars(Switches()) if left_out.get(name, True)]
     alone = {name: Switches(**{name: True}) for name in names}
-    return {"reference": Switches(), **alone, "together": Switches(**dict.fromkeys(names, True))}
+    together = Switches(**{name: name not in ("adam", "fused", "compiled") for name in names})
+    found = {"reference": Switches(), **alone, "together": together}
+    found["together_fused"] = replace(together, foreach=False, fused=True)
+    if compiled:
+        found["together_compiled"] = replace(together, compiled=True)
+    return found
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16, rather than by way of fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _try(name: str, arguments: argparse.Namespace, queue: Any) -> None:
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    step, batch = make_step(name, arguments, choose_device(arguments.device)), _batch(arguments)
+    try:
+        for number in (0, R1_EVERY - 1):
+            step(batch, number)
+        queue.put("")
+    except Exception as error:  # whatever the compiler says is the result
+        queue.put(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
+
+
+def why_not(name: str, arguments: argparse.Namespace) -> str:
+    """Return why a rung cannot be climbed within the limit, "" when it can; tried in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_try, args=(name, arguments, queue))
+    process.start()
+    try:
+        return queue.get(timeout=arguments.compile_seconds)
+    except Empty:
+        return f"not compiled within {arguments.compile_seconds} s"
+    finally:
+        process.kill()
+        process.join()
 
 
 def random_batch(size_px: int, n: int, n_classes: int, seed: int) -> PairBatch:
@@ -195,7 +256,7 @@ def make_step(name: str, arguments: argparse.Namespace, device: torch.device) ->
         precision = "bf16" if arguments.bf16 else "fp32"
         options = replace(method_loop(recipe), precision=precision, memory_format="channels_last")
         return Trainer(method, options, device).step
-    return PlainStep(method, rungs(arguments.bf16)[name], device)
+    return PlainStep(method, rungs(arguments.bf16, arguments.compile_seconds > 0)[name], device)
 
 
 def time_in_turns(steps: dict[str, Callable[[PairBatch, int], object]], batch: PairBatch, n: int) -> dict[str, Any]:
@@ -276,13 +337,17 @@ def _batch(arguments: argparse.Namespace) -> PairBatch:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Climb the ladder; return one row."""
     device, batch = choose_device(arguments.device), _batch(arguments)
-    names = [*rungs(arguments.bf16), PACKAGE]
+    climbed = rungs(arguments.bf16, arguments.compile_seconds > 0)
+    reasons = {name: why_not(name, arguments) for name, switches in climbed.items() if switches.compiled}
+    failed = {name: reason for name, reason in reasons.items() if reason}
+    names = [*(name for name in climbed if name not in failed), PACKAGE]
     peaks = {"fp32": matmul_peak(torch.float32, device), "bf16": matmul_peak(torch.bfloat16, device)}
     seconds = time_in_turns({name: make_step(name, arguments, device) for name in names}, batch, arguments.steps)
     reference, found = statistics.mean(seconds["reference"]), {}
     for name in names:
         mean = statistics.mean(seconds[name])
-        flops = flops_of(make_step(name, arguments, device), batch)
+        compiled = name != PACKAGE and climbed[name].compiled
+        flops = flops_of(make_step(_uncompiled(name) if compiled else name, arguments, device), batch)
         found[name] = {
             "mean_s": round(mean, 4),
             "median_s": round(statistics.median(seconds[name]), 4),
@@ -291,14 +356,19 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "ratio_to_reference": round(reference / mean, 3),
             "gflops": round(flops / 1e9, 1),
             "share_of_fp32_peak": round(flops / mean / peaks["fp32"], 3),
-            "peak_mib": round(peak_mib(name, arguments)) if device.type == "cpu" else None,
+            "peak_mib": round(peak_mib(name, arguments)) if device.type == "cpu" and not compiled else None,
         }
     settings = {key: value for key, value in vars(arguments).items() if key not in ("results", "json", "profile")}
     return {
         "settings": settings, "steps": arguments.steps, "threads": torch.get_num_threads(), "cores": os.cpu_count(),
         "torch": torch.__version__, "matmul_gflops": {name: round(peak / 1e9, 1) for name, peak in peaks.items()},
-        "ratio_to_reference": found[PACKAGE]["ratio_to_reference"], "rungs": found,
+        "ratio_to_reference": found[PACKAGE]["ratio_to_reference"], "rungs": found, "failed": failed,
     }  # fmt: skip
+
+
+def _uncompiled(name: str) -> str:
+    """Return the rung that computes the same without the compiler, whose work cannot be counted."""
+    return "together" if name == "together_compiled" else "reference"
 
 
 def table(row: dict[str, Any]) -> str:
@@ -310,8 +380,9 @@ def table(row: dict[str, Any]) -> str:
     for name, r in row["rungs"].items():
         lines.append(
             f"| {name} | {r['mean_s']:.2f} ({r['min_s']:.2f} to {r['max_s']:.2f}) | {r['ratio_to_reference']:.2f} "
-            f"| {r['gflops']:.0f} | {r['share_of_fp32_peak']:.2f} | {r['peak_mib']} |"
+            f"| {r['gflops']:.0f} | {r['share_of_fp32_peak']:.2f} | {r['peak_mib'] or ''} |"
         )
+    lines += [f"| {name} | {reason} | | | | |" for name, reason in row.get("failed", {}).items()]
     return "\n".join(lines)
 
 
@@ -333,7 +404,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each; multiples of 8 count R1 fairly")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's default")
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available())
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="default: where the device has it")
+    parser.add_argument(
+        "--compile-seconds", type=int, default=600, help="how long a compiled step may take to compile; 0: not tried"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -342,6 +416,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.bf16 is None:
+        arguments.bf16 = has_bf16(choose_device(arguments.device))
     if arguments.profile:
         print(profile(arguments))
         return

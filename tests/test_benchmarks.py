@@ -146,6 +146,7 @@ def test_every_way_of_reading_a_folder_finds_all_files(tmp_path):
 
 def step_arguments(**changes: object) -> argparse.Namespace:
     values = {"size_px": 32, "base_filters": 4, "classes": 3, "batch": 2, "seed": 0, "bf16": False, "device": "cpu"}
+    values |= {"compile_seconds": 0, "threads": 1}
     return argparse.Namespace(**{**values, **changes})
 
 
