@@ -321,6 +321,11 @@ def test_checkpoints_restore_everything_bit_for_bit(tmp_path, optimizer):
     assert same_tensors(everything(trainer), everything(other))
 
 
+def test_adam_takes_its_steps_in_one_kernel():
+    trainer = toy_trainer(optimizer=OptimizerOptions(name="adam"))
+    assert all(optimizer.defaults["fused"] for optimizer in trainer.optimizers.values())
+
+
 def test_checkpoints_restore_a_method_in_channels_last(tmp_path):
     options = loop_options(memory_format="channels_last", optimizer=OptimizerOptions(name="adam"))
 

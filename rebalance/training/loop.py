@@ -101,7 +101,8 @@ class Trainer:
         parameters = [parameter for name in names for parameter in self.trainable.networks[name].parameters()]
         if options.name == "adam":
             betas = (options.beta1, options.beta2)
-            return torch.optim.Adam(parameters, lr=lr, betas=betas, weight_decay=options.weight_decay)
+            # One kernel for all weights: a third of the time of a loop over them. RMSprop has none.
+            return torch.optim.Adam(parameters, lr=lr, betas=betas, weight_decay=options.weight_decay, fused=True)
         return torch.optim.RMSprop(parameters, lr=lr, alpha=options.beta2, weight_decay=options.weight_decay)
 
     def step(self, batch: Any, number: int) -> dict[str, Loss]:
