@@ -120,7 +120,7 @@ def forward_speed(run: Path, processes: int) -> float:
 
 
 def _generate(run: Path, out: Path, n_images: int, processes: int, filtered: bool, queue: Any) -> None:
-    before = time.perf_counter()
+    before, used_before = time.perf_counter(), _processor_seconds()
     asked = _ASK_AND_ACCEPT if filtered else {}
     result = rebalance.generate(
         run,
@@ -136,9 +136,14 @@ def _generate(run: Path, out: Path, n_images: int, processes: int, filtered: boo
     seconds = time.perf_counter() - before
     if sum(result.counts.values()) != n_images:
         raise RuntimeError(f"{sum(result.counts.values())} of {n_images} images were made")
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    peak = memory.peak_mib() if processes == 1 else max(memory.peak_mib(), used[1].ru_maxrss / 1024)
-    queue.put((seconds, sum(u.ru_utime + u.ru_stime for u in used), peak))
+    of_workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024 if processes > 1 else 0.0
+    queue.put((seconds, _processor_seconds() - used_before, max(memory.peak_mib(), of_workers)))
+
+
+def _processor_seconds() -> float:
+    """Return the processor's time of this process and of those it has started that have ended."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(u.ru_utime + u.ru_stime for u in used)
 
 
 def generation(run: Path, out: Path, n_images: int, processes: int, filtered: bool) -> tuple[float, float, float]:
