@@ -26,6 +26,7 @@ from rebalance.errors import InputError, RefusedError
 from rebalance.filtering import Threshold
 from rebalance.generation import Candidate, CandidateStream, Slot, Slots, Synthesizer, keyed_rng, load_run
 from rebalance.index import ImageIndex
+from rebalance.shards import make as shard_making
 from rebalance.shards.make import ShardMaker
 from rebalance.shards.verify import FIELDS
 from rebalance.shards.workers import torch_threads
@@ -456,33 +457,33 @@ def test_a_source_is_decoded_once(run, tmp_path, monkeypatch):
 
 
 def test_a_shard_is_written_while_the_next_is_made(run, tmp_path, monkeypatch):
-    make, write, begun = ShardMaker._synthetic, ShardMaker._write, threading.Event()
+    make, write, begun = ShardMaker._synthetic, shard_making.write_shard, threading.Event()
 
     def making(self, name, *rest):
         if name.number == 1:
             begun.set()
         return make(self, name, *rest)
 
-    def writing(self, name, contents):
+    def writing(out, name, *rest):
         assert begun.wait(60), "the next shard waits for this one"
-        write(self, name, contents)
+        write(out, name, *rest)
 
     monkeypatch.setattr(ShardMaker, "_synthetic", making)
-    monkeypatch.setattr(ShardMaker, "_write", writing)
+    monkeypatch.setattr(shard_making, "write_shard", writing)
     assert shards.generate(run, tmp_path / "out", shard_size=10).complete
     assert shards.verify(tmp_path / "out").problems == ()
 
 
 @pytest.mark.parametrize("failing", [0, 3])
 def test_an_error_in_writing_is_not_lost(run, tmp_path, monkeypatch, failing):
-    write = ShardMaker._write
+    write = shard_making.write_shard
 
-    def writing(self, name, contents):
+    def writing(out, name, *rest):
         if name.number == failing:
             raise RefusedError("no")
-        write(self, name, contents)
+        write(out, name, *rest)
 
-    monkeypatch.setattr(ShardMaker, "_write", writing)
+    monkeypatch.setattr(shard_making, "write_shard", writing)
     with pytest.raises(RefusedError, match="no"):
         shards.generate(run, tmp_path / "out", shard_size=10)
     assert not (tmp_path / "out" / "manifest.json").exists()
