@@ -65,8 +65,9 @@ from rebalance.filtering import (
     evidence_of,
     fit_filter,
     fit_space,
+    real_evidence,
 )
-from rebalance.filtering.calibration import real_evidence
+from rebalance.filtering.calibration import RunView
 from rebalance.filtering.evidence import texture
 from rebalance.filtering.fitting import FittedFilter
 from rebalance.filtering.image_filter import ImageFilter, Space, Verdict
@@ -120,10 +121,9 @@ def load(run_path: Path, weights: Path) -> Setting:
     run = load_run(RunDirectory(run_path), None, device)
     extractor = make_extractor(run.recipe.features, device)
     index, options = run.index, run.recipe.data
-    targets = [target.name for target in run.plan.targets]
-
+    targets = tuple(target.name for target in run.plan.targets)
     synthesizer = Synthesizer(run, device, extractor)
-    real = real_evidence(run, synthesizer, Gates(FilterOptions()), extractor, tuple(targets))
+    real = real_evidence(RunView(run, synthesizer, extractor), Gates(FilterOptions()), targets, run.recipe.seed)
     test = {name: real_features(index, index.rows("test", name), options, extractor) for name in targets}
     judge = classifier.network(options.size_px, len(index.classes))
     load_model(judge, str(weights))

@@ -75,7 +75,7 @@ def _measured(
     key: str,
 ) -> dict[str, ClassCalibration]:
     options = run.recipe.filtering
-    real = real_evidence(_RunView(run, synthesizer, extractor), gates, targets, run.recipe.seed)
+    real = real_evidence(RunView(run, synthesizer, extractor), gates, targets, run.recipe.seed)
     space = fit_space(real, options.dimensions, run.recipe.plan.feature_images, seed)
     found = {}
     for target in targets:
@@ -103,8 +103,8 @@ def evidence_of(batch: Sequence[Made], synthesizer: Synthesizer) -> Evidence:
 
 
 @dataclass(frozen=True)
-class _RunView:
-    """Real images as the model's squares."""
+class RunView:
+    """Real images as the model's squares, see `RealView`."""
 
     run: LoadedRun
     synthesizer: Synthesizer
@@ -112,15 +112,19 @@ class _RunView:
 
     @property
     def index(self) -> ImageIndex:
+        """The run's data set."""
         return self.run.index
 
     def features(self, rows: np.ndarray) -> np.ndarray:
+        """Return features (n, D) of images."""
         return real_features(self.index, rows, self.run.recipe.data, self.extractor)
 
     def pixels(self, row: int) -> np.ndarray:
+        """Return an image, (H, W, C) uint8."""
         return self.synthesizer.load(row)
 
     def confidence(self, name: str, rows: np.ndarray) -> np.ndarray | None:
+        """Return the probability (n,) of their class by the run's class head; None where it cannot tell."""
         if not self.synthesizer.knows(name):
             return None
         return self.synthesizer.confidences_of(name, np.stack([self.synthesizer.load(row) for row in rows.tolist()]))
