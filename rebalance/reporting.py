@@ -309,7 +309,7 @@ def _tuned_lines(study: Downstream) -> list[str]:
     if not study.tuned.balance:
         return [f"tuned on val: {study.tuned.arm}; no number of synthetic images did better"]
     amounts = ", ".join(
-        f"{name} {n} synthetic beside {study.tuned.n_real[name]} real, share {study.tuned.shares[name]:.2f}"
+        f"{name!r} {n} synthetic beside {study.tuned.n_real[name]} real (share {study.tuned.shares[name]:.2f})"
         for name, n in study.tuned.synthetic.items()
     )
     return [f"tuned on val: {study.tuned.arm}: {amounts}"]
