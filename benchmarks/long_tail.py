@@ -40,7 +40,7 @@ import rebalance
 from rebalance import demo, files, images
 from rebalance.config import load_recipe
 from rebalance.devices import cpu_count
-from rebalance.index import build_index
+from rebalance.index import build_index, carve_validation
 from rebalance.trials import Downstream, parse_arms
 from rebalance.trials.arms import Arm
 from rebalance.trials.classifier import Trial, loop_options
@@ -144,7 +144,8 @@ class Draw:
         """Run the study of an output; with all arms, of the run that made it."""
         return rebalance.downstream(
             self.data, out, results=results, run=self.place / "run" if arms is None else None, arms=arms,
-            recipe=self.protocol.recipe, seeds=self.seeds, square=self._recipe.data.square, device="cpu", progress=True,
+            recipe=self.protocol.recipe, overrides=[f"seed={self.number}"], seeds=self.seeds,
+            square=self._recipe.data.square, device="cpu", progress=True,
         )  # fmt: skip
 
     @property
@@ -165,7 +166,8 @@ class Draw:
         out = self.place / "deep-smote"
         if (out / ".written").is_file():
             return out
-        index, options = build_index(self.data), self._recipe.data
+        options = self._recipe.data
+        index = carve_validation(build_index(self.data), options.val_fraction, self.number)
         rows = np.concatenate([index.rows("train", name) for name in index.classes])
         pixels = np.stack([index.square(int(row), options) for row in rows])
         labels = np.array([index.label(name) for name in index.column("class")[rows]])
@@ -207,15 +209,18 @@ class Draw:
         return lines
 
 
-def trial_lines(results: Path, rename: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return a line for each trial of a study's folder."""
+def trial_lines(results: Path, seeds: int, rename: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return a line for each trial of a study's folder, of so many seeds."""
     lines = []
     for path in sorted((results / TRIALS).rglob("seed-*.json")):
         values = files.read_sealed_json(path)
         arm = path.parent.name
         if rename and arm not in rename:
             continue
-        lines.append({"arm": rename.get(arm, arm), "seed": int(path.stem.partition("-")[2]), **values})
+        seed = int(path.stem.partition("-")[2])
+        if seed < seeds:
+            figures_of_trial = {key: values[key] for key in ("val", "test", "seconds")}
+            lines.append({"arm": rename.get(arm, arm), "seed": seed, **figures_of_trial})
     return lines
 
 
@@ -226,9 +231,9 @@ def measure(work: Path, name: str, number: int, seeds: int, deep_steps: int) -> 
     minutes = draw.fit_and_generate()
     found = draw.study(draw.place / "shards", draw.place / "study", None)
     draw.study(draw.deep_smote(deep_steps), draw.place / "study-deep-smote", [_DEEP_ARM])
-    lines = trial_lines(draw.place / "study", {})
-    lines += trial_lines(draw.place / "study-deep-smote", {_DEEP_ARM: DEEP_SMOTE})
-    lines += draw.full_data(found.baseline)
+    lines = trial_lines(draw.place / "study", seeds, {})
+    lines += trial_lines(draw.place / "study-deep-smote", seeds, {_DEEP_ARM: DEEP_SMOTE})
+    lines += draw.full_data(found.best)
     summary = {
         "best": found.best, "tuned": found.tuned.arm if found.tuned else found.best, "fit_minutes": minutes,
         "poor": list(draw.protocol.poor), "classifier": found.chosen, "torch": torch.__version__,
@@ -340,13 +345,15 @@ def _signed(found: Spread) -> str:
 
 
 def read_reports(results: Path) -> dict[str, Report]:
-    """Return the report of each data set; a draw measured again counts as it is now."""
-    lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
-    latest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for line in lines:
-        latest[(line["data_set"], line["draw"], line.get("arm"), line.get("seed"))] = line
-    names = dict.fromkeys(line["data_set"] for line in lines)
-    return {name: Report([line for line in latest.values() if line["data_set"] == name]) for name in names}
+    """Return the report of each data set; a draw measured again, whose first line says what it chose, counts once."""
+    latest: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for line in map(json.loads, results.read_text(encoding="utf-8").splitlines()):
+        of_draw = latest.setdefault((line["data_set"], line["draw"]), [])
+        if "tuned" in line:
+            of_draw.clear()
+        of_draw.append(line)
+    names = dict.fromkeys(name for name, _ in latest)
+    return {name: Report([line for (n, _), of in latest.items() if n == name for line in of]) for name in names}
 
 
 def main() -> None:

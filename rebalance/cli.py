@@ -244,7 +244,7 @@ def _listed(context: click.Context, parameter: click.Parameter, value: str | Non
 @_options(_data)
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--run", type=click.Path(path_type=Path), help="The run that made OUT: for unfiltered and control arms.")
-@click.option("--results", type=click.Path(path_type=Path), help="Folder of the study.  [default: OUT/downstream]")
+@click.option("--results", type=click.Path(path_type=Path), help="Folder of the study.  [default: OUT-downstream]")
 @click.option("--seeds", type=int, default=3, show_default=True, help="Trainings of every arm.")
 @click.option(
     "--arms", callback=_listed, metavar="ARM,...",

@@ -197,7 +197,8 @@ def test_gap_closure_is_of_paired_draws(tmp_path):
             lines.append(_trial(long_tail.FULL, seed, draw, full))
     lines.append(_trial("weighted", 0, 0, (10, 10)))
     path = tmp_path / "lines.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *lines[:3]]))
+    old = [{**lines[0], "tuned": "plain"}, _trial("plain", 0, 0, (0, 0)), _trial("plain", 5, 0, (10, 10))]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*old, *lines]))
     report = long_tail.read_reports(path)["x"]
     assert report.baseline == "oversampling", "weighted is not there in every draw"
     closed = report.gap_closure()

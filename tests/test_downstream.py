@@ -85,7 +85,7 @@ def pool(*counts: int, level: int = 0) -> Pool:
 
 
 def test_arms_read_what_their_names_say():
-    texts = [*DEFAULT, "smote+unfiltered+x2.5+share=0.25+late", "mixup+augment+control+x1"]
+    texts = [*DEFAULT, "smote+unfiltered+x2.5+share=0.25+late", "mixup+control+x1000000+share=0.0000012"]
     arms = parse_arms(texts, (1.0, FULL))
     assert parse_arms([arm.name for arm in arms], ()) == arms
     assert Arm("smote", False, "unfiltered", 2.5, 0.25, True) in arms
@@ -305,8 +305,9 @@ def test_a_finished_study_trains_nothing_and_more_arms_are_added(done, real, syn
     monkeypatch.setattr(Trial, "run", lambda self, *rest: trained.append(self.arm.name) or ran(self, *rest))
     again = downstream(real, synthetic, results=done.results, arms=SMALL_ARMS, **FAST)
     assert trained == [] and again.arms == done.arms
-    downstream(real, synthetic, results=done.results, arms=[*SMALL_ARMS, "weighted"], **FAST)
+    more = downstream(real, synthetic, results=done.results, arms=["weighted"], **FAST)
     assert trained == ["weighted"] * 2
+    assert {arm.name for arm in more.arms} == {"weighted", *(arm.name for arm in done.arms)}, "all that is there counts"
 
 
 def test_an_interrupted_study_goes_on_where_it_stopped(real, synthetic, tmp_path, monkeypatch):
@@ -359,13 +360,13 @@ def test_overwrite_starts_again(real, synthetic, tmp_path):
 def test_an_output_with_its_run_gives_every_arm_and_a_balance_to_generate(real, run, out, tmp_path):
     arms = ["plain", "best+filtered+xfull", "best+unfiltered+xfull", "best+control+xfull", "plain+filtered+xfull+late"]
     found = downstream(real, out, run=run, arms=arms, device="cpu", seeds=1, overrides=FEW)
-    assert found.results == out / "downstream"
+    assert found.results == out.with_name("out-downstream")
     by_name = {arm.name: arm for arm in found.arms}
     assert by_name["plain+unfiltered+xfull"].synthetic == {"poor": 14}
     control = by_name["plain+control+xfull"]
     assert control.synthetic.keys() == {"a", "b", "poor"} and len(set(control.shares.values())) == 1
-    assert rebalance.verify(out).exit_code == 0, "a study in its folder is no damage"
-    assert rebalance.verify(out / "downstream" / "unfiltered").exit_code == 0
+    assert by_name["plain+filtered+xfull"].shares["poor"] == control.shares["poor"]
+    assert rebalance.verify(found.results / "unfiltered").exit_code == 0
     tuned = rebalance.files.read_sealed_json(run / "tuned.json")
     assert tuned["balance"] == found.tuned.balance
     if tuned["balance"]:
@@ -406,6 +407,8 @@ def test_loaded_samples_weigh_as_the_shares_say(run, tmp_path):
     ("weights", "word"), [({"x": 0.3}, "unknown class 'x'"), ({"poor": 1}, "between 0 and 1"), ({"a": 0.5}, "both")]
 )
 def test_wrong_weights_are_named(out, weights, word):
+    with pytest.raises(InputError, match="without shares"):
+        shards.load_shards(out, weights=out / "manifest.json")
     with pytest.raises(InputError, match=word):
         shards.load_shards(out, weights=weights)
 
@@ -478,12 +481,52 @@ def test_one_train_image_in_a_class_is_enough(synthetic, real, tmp_path):
         ({"arms": ["best+filtered"]}, "best of the arms"),
         ({"arms": []}, "--arms names none"),
         ({"multiples": ["0"], "arms": ["plain+filtered"]}, "--multiples"),
-        ({"results": None}, "--results is needed"),
     ],
 )
 def test_wrong_options_are_named(real, synthetic, tmp_path, options, word):
     with pytest.raises(InputError, match=word):
         downstream(real, synthetic, **{"results": tmp_path / "s", **FAST, **options})
+
+
+def test_a_folder_that_is_read_cannot_hold_the_study(real, synthetic):
+    for inside, what in ((real / "train", "DATA"), (synthetic / "s", "OUT")):
+        with pytest.raises(InputError, match=f"inside {what}"):
+            downstream(real, synthetic, **{**FAST, "results": inside})
+
+
+def test_a_trial_of_another_study_is_run_again(real, synthetic, tmp_path, caplog):
+    downstream(real, synthetic, results=tmp_path / "s", arms=["plain"], **FAST)
+    path = tmp_path / "s" / study.TRIALS / "plain" / "seed-0.json"
+    values = rebalance.files.read_sealed_json(path)
+    rebalance.files.write_sealed_json(path, {**values, "study": "other"})
+    downstream(real, synthetic, results=tmp_path / "s", arms=["plain"], **FAST)
+    assert "of another study" in caplog.text
+    assert rebalance.files.read_sealed_json(path)["test"] == values["test"]
+
+
+def test_a_class_without_train_images_is_drawn_from_its_synthetic_ones(real, synthetic, tmp_path):
+    shutil.copytree(real, tmp_path / "data")
+    shutil.copytree(tmp_path / "data" / "test" / "a", tmp_path / "data" / "test" / "new")
+    found = downstream(
+        tmp_path / "data", synthetic, results=tmp_path / "s", arms=["oversampling+filtered+xfull+share=0.3"], **FAST
+    )
+    assert found.arms[0].synthetic == {"poor": 20} and "new" in found.arms[0].recalls
+    drawn = mixture(pool(4, 0), pool(0, 5, level=100), FULL, 0.3, True, np.array([4, 0]))
+    pixels, labels = drawn.draw(500, np.random.default_rng(0))
+    assert (pixels[labels == 1] >= 120).all() and 0.4 < (labels == 1).mean() < 0.6
+
+
+def test_augmentation_and_dropout_differ_from_seed_to_seed(monkeypatch):
+    options, real = DownstreamOptions(width=2, blocks=(1,), steps=1, batch=4), pool(4, 4)
+    loop = replace(loop_options(options, threads=1), precision="fp32", memory_format="contiguous")
+    drawn, seen = mixture(real, None, 0, None, True, real.counts), []
+    forward = Classifier.forward
+    monkeypatch.setattr(
+        Classifier, "forward", lambda self, b, c: seen.append(c.draws.uniform(2).tolist()) or forward(self, b, c)
+    )
+    for seed in (0, 1):
+        Trial(Arm("plain"), seed, drawn, options, loop, torch.device("cpu")).run(real, real, lambda: None)
+    assert seen[0] != seen[1]
 
 
 def test_the_command_prints_a_table_or_json(real, synthetic, tmp_path):

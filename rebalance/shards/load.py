@@ -135,7 +135,9 @@ def load_shards(
 
 
 def _sample_weights(weights: str | Path | Mapping[str, float], manifest: Mapping[str, Any]) -> SampleWeights:
-    shares = weights if isinstance(weights, Mapping) else files.read_sealed_json(Path(weights)).get("shares", {})
+    shares = weights if isinstance(weights, Mapping) else files.read_sealed_json(Path(weights)).get("shares")
+    if shares is None:
+        raise InputError("weights name a file without shares", value=str(weights), allowed="tuned.json of `downstream`")
     counts = {row["class"]: row for row in manifest["classes"]}
     synthetic, real = {}, {}
     for name, share in shares.items():

@@ -144,7 +144,7 @@ def common_parts(
         "file_format": file_format,
         "quality": quality if file_format != "png" else 0,
         "seed": seed,
-        "device": _device_kind(device),
+        "device": device_kind(device),
         "libraries": {
             "torch": torch.__version__,
             "numpy": np.__version__,
@@ -154,7 +154,8 @@ def common_parts(
     }
 
 
-def _device_kind(device: torch.device) -> str:
+def device_kind(device: torch.device) -> str:
+    """Return what of a device decides how floating-point results are rounded."""
     if device.type == "cuda":
         return f"cuda {torch.cuda.get_device_name(device)}"
     return f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

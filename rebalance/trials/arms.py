@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from rebalance.config.options import nearest
 from rebalance.errors import InputError
 
@@ -69,7 +71,7 @@ class Arm:
         if self.multiple is not None:
             parts.append(_TIMES + multiple_text(self.multiple))
         if self.share is not None:
-            parts.append(f"{_SHARE}{self.share:g}")
+            parts.append(_SHARE + _plain_number(self.share))
         return "+".join([*parts, *([_LATE] if self.late else [])])
 
     @property
@@ -84,7 +86,12 @@ class Arm:
 
 def multiple_text(multiple: float) -> str:
     """Return a multiple as `--multiples` takes it."""
-    return "full" if multiple == FULL else f"{multiple:g}"
+    return "full" if multiple == FULL else _plain_number(multiple)
+
+
+def _plain_number(value: float) -> str:
+    """Return a number with all its digits and no exponent, whose plus would end the part."""
+    return np.format_float_positional(value, trim="-")
 
 
 def parse_multiple(text: str, option: str = "--multiples") -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -126,7 +126,7 @@ class Trial:
         channels = self.mixture.real.pixels.shape[3]
         n_classes, options = len(self.mixture.probabilities), self.options
         classifier = Classifier.build(options, channels, n_classes, self.arm.augment, self.seed)
-        trainer = Trainer(classifier, self.loop, self.device)
+        trainer = Trainer(classifier, replace(self.loop, seed=self.seed), self.device)
         rng = np.random.default_rng((self.seed, 0))
         for number in range(options.steps):
             trainer.step(self.batch(rng, number / options.steps), number)

@@ -14,6 +14,7 @@ from imblearn.over_sampling import SMOTE, RandomOverSampler
 from tqdm import tqdm
 
 from rebalance import images
+from rebalance.trials.arms import FULL
 
 _SMOTE_NEIGHBOURS = 5
 
@@ -53,8 +54,10 @@ class Pool:
 def with_smote(real: Pool, seed: int) -> Pool:
     """Return real images with SMOTE's (Chawla et al., 2002) up to the largest class, interpolated pixel by pixel.
 
-    A class of one image has no neighbours: it is repeated.
+    A class of one image has no neighbours: it is repeated. A single class stays as it is.
     """
+    if np.count_nonzero(real.counts) < 2:
+        return real
     flat, labels = real.pixels.reshape(len(real.pixels), -1).astype(np.float32), real.labels
     present = real.counts[real.counts > 0]
     lonely = {label: int(present.max()) for label, n in enumerate(real.counts) if n == 1}
@@ -146,11 +149,13 @@ def mixture(
         n_real: (classes,) real images, which multiples count.
     """
     available = np.zeros(len(n_real), np.int64) if synthetic is None else synthetic.counts
-    limits = np.minimum(available, np.floor(np.minimum(n_real * multiple, available) + 1e-9)).astype(np.int64)
+    limits = available
+    if multiple != FULL:
+        limits = np.minimum(available, np.floor(n_real * multiple + 1e-9).astype(np.int64))
     total = real.counts + limits
     shares = limits / np.maximum(total, 1)
     if share is not None:
-        shares = np.where(limits > 0, share, 0.0)
+        shares = np.where(limits > 0, np.where(real.counts > 0, share, 1.0), 0.0)
     mass = (total > 0).astype(np.float64) if balanced else total.astype(np.float64)
     return Mixture(real, synthetic, limits, mass / mass.sum(), shares)
 

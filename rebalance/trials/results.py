@@ -13,7 +13,6 @@ from rebalance.trials.arms import FILTERED, Arm
 from rebalance.trials.classifier import Confusion
 from rebalance.trials.figures import SCALARS, Figures, Spread, figures, spread
 from rebalance.trials.material import Material
-from rebalance.trials.pools import Mixture
 
 Trials = Mapping[Arm, Sequence[Confusion]]
 """Of every arm, one confusion a seed, in the order of the seeds."""
@@ -113,17 +112,30 @@ def _plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
+class Amounts:
+    """How many synthetic images an arm draws from.
+
+    Attributes:
+        limits: (classes,) synthetic images.
+        shares: (classes,) of the class's draws that are synthetic.
+    """
+
+    limits: np.ndarray
+    shares: np.ndarray
+
+
+@dataclass(frozen=True)
 class Summary:
     """Turns trials into results.
 
     Attributes:
         material: the images.
-        mixtures: what each arm draws.
+        amounts: how many synthetic ones each arm draws from.
         trials: what came of it.
     """
 
     material: Material
-    mixtures: Mapping[Arm, Mixture]
+    amounts: Mapping[Arm, Amounts]
     trials: Trials
 
     def best_on_val(self) -> Arm | None:
@@ -174,11 +186,11 @@ class Summary:
         )
 
     def _amounts(self, arm: Arm) -> tuple[dict[str, int], dict[str, float]]:
-        mixture, classes = self.mixtures[arm], self.material.classes
-        used = [label for label, n in enumerate(mixture.limits) if n]
+        amounts, classes = self.amounts[arm], self.material.classes
+        used = [label for label, n in enumerate(amounts.limits) if n]
         return (
-            {classes[label]: int(mixture.limits[label]) for label in used},
-            {classes[label]: round(float(mixture.shares[label]), 6) for label in used},
+            {classes[label]: int(amounts.limits[label]) for label in used},
+            {classes[label]: round(float(amounts.shares[label]), 6) for label in used},
         )
 
     def tuned(self, best: Arm | None) -> Tuned | None:
@@ -188,7 +200,7 @@ class Summary:
         arms = [arm for arm in self.trials if arm == best or self._builds_on(arm, best)]
         if arms == [best]:
             return None
-        arms.sort(key=lambda arm: int(self.mixtures[arm].limits.sum()))
+        arms.sort(key=lambda arm: int(self.amounts[arm].limits.sum()))
         chosen = max(arms, key=lambda arm: np.mean(self.val(arm)))
         synthetic, shares = self._amounts(chosen)
         n_real = {name: int(self.material.n_real[self.material.classes.index(name)]) for name in synthetic}

@@ -7,11 +7,12 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from tqdm import tqdm
 
@@ -22,16 +23,17 @@ from rebalance.devices import choose_device
 from rebalance.errors import DamagedError, InputError, RefusedError
 from rebalance.generation import LoadedRun, load_run
 from rebalance.index import build_index, carve_validation
-from rebalance.shards.manifest import manifest_of
+from rebalance.shards.manifest import REQUEST, manifest_of
+from rebalance.shards.request import device_kind
 from rebalance.training import RunDirectory
 from rebalance.training.loop import LoopOptions
 from rebalance.training.precision import choose, described
-from rebalance.trials.arms import BEST, CONTROL, DEFAULT, UNFILTERED, Arm, parse_arms, parse_multiple
+from rebalance.trials.arms import BEST, CONTROL, DEFAULT, FILTERED, UNFILTERED, Arm, parse_arms, parse_multiple
 from rebalance.trials.chart import chart_png
 from rebalance.trials.classifier import Classifier, Confusion, Trial, loop_options
 from rebalance.trials.material import Material, Sources
 from rebalance.trials.pools import Mixture, Pool, mixture, with_smote
-from rebalance.trials.results import Downstream, Summary
+from rebalance.trials.results import Amounts, Downstream, Summary
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +64,13 @@ def downstream(
     Args:
         data: the real data set, with a test split; val is held out as the run did.
         out: an output of `generate` or `filter`, or synthetic images in class folders.
-        results: folder of the study; by default `downstream` in an output.
+        results: folder of the study; by default beside OUT, with `-downstream` behind its name.
         run: the run that made the output: for arms with unfiltered or control images, and to keep the tuned balance in.
         recipe: where the section `downstream` is read; by default the run's recipe, else gpu-128.
         overrides: `key=value` changes of the recipe.
         arms: arms such as "oversampling+augment+filtered+x5+share=0.3", see `rebalance.trials.arms`; by default
-            every cheap remedy, and filtered and unfiltered images on top of the best one.
+            every cheap remedy, and filtered and unfiltered images on top of the best one. Those that the folder has
+            with as many seeds count as asked for.
         multiples: synthetic images of a class, times its real ones; "full" is all there are.
         seeds: how often every arm is trained, with other weights and draws.
         square: how real images become square; by default as the output's, else "crop".
@@ -84,12 +87,15 @@ def downstream(
     if seeds < 1:
         raise InputError("--seeds", value=seeds, allowed="1 or more")
     manifest = manifest_of(out)
-    if results is None and not manifest:
-        raise InputError("--results is needed where OUT is no output of generate: the folder of the study")
-    folder = Path(results) if results is not None else out / "downstream"
+    folder = Path(results) if results is not None else out.with_name(f"{out.name}-downstream")
+    for what, read in (("DATA", Path(data)), ("OUT", out)):
+        if read.is_dir() and folder.resolve().is_relative_to(read.resolve()):
+            raise InputError(f"--results lies inside {what}, where it would be read as images", value=str(folder))
     loaded = _run_of(run, manifest, data, place)
     chosen = load_recipe(recipe or (loaded.recipe if loaded else "gpu-128"), overrides)
     wanted, notes = _arms(arms, [parse_multiple(str(multiple)) for multiple in multiples], loaded is not None)
+    if not overwrite:
+        wanted = tuple(dict.fromkeys((*wanted, *_finished(folder, seeds, loaded is not None))))
     index = build_index(Path(data), progress=progress)
     held_out = manifest["validation"] if manifest else {"fraction": chosen.data.val_fraction, "seed": chosen.seed}
     index = carve_validation(index, **held_out)
@@ -97,9 +103,14 @@ def downstream(
     with _begun(folder, overwrite):
         sources = Sources(index, out, manifest, loaded, folder, square, place, progress)
         material = sources.material({arm.synthetic for arm in wanted})
-        identity = {"data": index.fingerprint, "synthetic": synthetic, "square": square, "device": str(place.type),
-                    "downstream": to_mapping(chosen.downstream)}  # fmt: skip
-        study = _Study(folder, material, chosen.downstream, _loop(folder, identity, chosen, material, place), place)
+        identity = {
+            "data": index.fingerprint, "synthetic": synthetic, "square": square, "device": device_kind(place),
+            "downstream": to_mapping(chosen.downstream),
+            "libraries": {"torch": torch.__version__, "numpy": np.__version__, "pillow": PIL.__version__},
+        }  # fmt: skip
+        key = files.sha256_bytes(files.canonical_json(identity).encode())
+        loop = _loop(folder, identity, chosen, material, place)
+        study = _Study(folder, key, material, chosen.downstream, loop, place)
         with _Progress(progress) as bar:
             summary, best = study.run(wanted, seeds, bar)
         result = _result(folder, summary, best, seeds, described(study.loop), (*notes, *material.notes), start)
@@ -117,7 +128,11 @@ def _run_of(
         return None
     loaded = load_run(RunDirectory(Path(run)), str(data), device)
     if not manifest or manifest["request"].get("run") != loaded.fingerprint:
-        raise InputError("--run did not make OUT", value=str(run), remedy="Name the run that OUT was generated from")
+        raise InputError(
+            "--run did not make OUT",
+            value=str(run),
+            remedy="Name the run that OUT was generated from; folders and outputs of filter have none",
+        )
     return loaded
 
 
@@ -136,23 +151,39 @@ def _arms(
     return wanted, notes
 
 
+def _finished(folder: Path, seeds: int, with_run: bool) -> list[Arm]:
+    """Return arms that a study's folder has with at least so many seeds, as far as their images can be had."""
+    names = [path.parent.name for path in sorted((folder / TRIALS).glob(f"*/seed-{seeds - 1}.json"))]
+    arms = [arm for name in names for arm in parse_arms([name], ())]
+    return [arm for arm in arms if with_run or arm.synthetic not in (UNFILTERED, CONTROL)]
+
+
 @contextlib.contextmanager
 def _begun(folder: Path, overwrite: bool) -> Iterator[None]:
     """Lock a study's folder, emptied if that is asked, and clear away what a kill left."""
     with files.locked(folder):
-        if overwrite and (folder / STUDY).is_file():
+        if overwrite and ((folder / STUDY).is_file() or _only_unfiltered(folder)):
             for name in (TRIALS, UNFILTERED):
                 shutil.rmtree(folder / name, ignore_errors=True)
             for name in (RESULT, TUNED, CHART, STUDY):
                 (folder / name).unlink(missing_ok=True)
-        foreign = [item.name for item in folder.iterdir() if not item.name.startswith(".")]
-        if foreign and not (folder / STUDY).is_file() and foreign != [UNFILTERED]:
+        foreign = _shown(folder)
+        if foreign and not (folder / STUDY).is_file() and not _only_unfiltered(folder):
             raise RefusedError(
                 f"{folder} is not empty and holds no study: {', '.join(sorted(foreign)[:5])}",
                 remedy="Choose another --results",
             )
         files.remove_partials(folder)
         yield
+
+
+def _shown(folder: Path) -> list[str]:
+    return [item.name for item in folder.iterdir() if not item.name.startswith(".")]
+
+
+def _only_unfiltered(folder: Path) -> bool:
+    """Whether a study was killed while it made its unfiltered images, before anything else."""
+    return _shown(folder) == [UNFILTERED] and (folder / UNFILTERED / REQUEST).is_file()
 
 
 def _loop(
@@ -215,10 +246,12 @@ class _Study:
     """The trials of a study: those that are there, and those still to be run."""
 
     folder: Path
+    key: str
     material: Material
     options: DownstreamOptions
     loop: LoopOptions
     device: torch.device
+    filled: dict[int, Pool] = field(default_factory=dict)
 
     def run(self, wanted: Sequence[Arm], seeds: int, bar: _Progress) -> tuple[Summary, Arm | None]:
         """Run the cheap arms, then the others, seed by seed; return what came of them and the best cheap arm."""
@@ -226,12 +259,12 @@ class _Study:
             torch.set_num_threads(self.loop.threads)
         bar.expect(self.options.steps * self._missing(wanted, seeds))
         cheap = [arm for arm in wanted if arm.cheap]
-        mixtures, trials = self._all(cheap, seeds, bar)
-        best = Summary(self.material, mixtures, trials).best_on_val()
+        amounts, trials = self._all(cheap, seeds, bar)
+        best = Summary(self.material, amounts, trials).best_on_val()
         others = list(dict.fromkeys(arm.resolved(best) if best else arm for arm in wanted if not arm.cheap))
         bar.expect(self.options.steps * self._missing(others, seeds))
         more, later = self._all(others, seeds, bar)
-        return Summary(self.material, {**mixtures, **more}, {**trials, **later}), best
+        return Summary(self.material, {**amounts, **more}, {**trials, **later}), best
 
     def _missing(self, wanted: Sequence[Arm], seeds: int) -> int:
         """Trials still to be run, as far as can be known before the best cheap arm is."""
@@ -239,29 +272,27 @@ class _Study:
 
     def _all(
         self, arms: Sequence[Arm], seeds: int, bar: _Progress
-    ) -> tuple[dict[Arm, Mixture], dict[Arm, list[Confusion]]]:
-        mixtures = {arm: self._mixture(arm, 0) for arm in arms}
+    ) -> tuple[dict[Arm, Amounts], dict[Arm, list[Confusion]]]:
         trials: dict[Arm, list[Confusion]] = {arm: [] for arm in arms}
         for seed in range(seeds):  # so that all arms are known by one seed first
             for arm in arms:
-                trials[arm].append(self._trial(arm, seed, mixtures[arm], bar))
-        return mixtures, trials
+                trials[arm].append(self._trial(arm, seed, bar))
+        drawn = {arm: self._mixture(arm, 0) for arm in arms}
+        return {arm: Amounts(mixed.limits, mixed.shares) for arm, mixed in drawn.items()}, trials
 
     def _path(self, arm: Arm, seed: int) -> Path:
         return self.folder / TRIALS / arm.name / f"seed-{seed}.json"
 
-    def _trial(self, arm: Arm, seed: int, drawn: Mixture, bar: _Progress) -> Confusion:
+    def _trial(self, arm: Arm, seed: int, bar: _Progress) -> Confusion:
         """Return a trial's outcome, from its file where it has been run."""
         path, pools = self._path(arm, seed), self.material.pools
-        found = _stored(path)
+        found = _stored(path, self.key)
         if found is None:
             bar.begin(arm.name, seed)
-            if arm.remedy == "smote" and seed:
-                drawn = self._mixture(arm, seed)
-            trial = Trial(arm, seed, drawn, self.options, self.loop, self.device)
+            trial = Trial(arm, seed, self._mixture(arm, seed), self.options, self.loop, self.device)
             found = trial.run(pools["val"], pools["test"], bar.step)
             values = {"val": found.val.tolist(), "test": found.test.tolist(), "seconds": found.seconds}
-            files.write_sealed_json(path, values)
+            files.write_sealed_json(path, {**values, "study": self.key})
         return found
 
     def _mixture(self, arm: Arm, seed: int) -> Mixture:
@@ -269,24 +300,35 @@ class _Study:
         real, n_real = self.material.pools["train"], self.material.n_real
         synthetic: Pool | None = self.material.pools[arm.synthetic] if arm.synthetic else None
         if arm.remedy == "smote":
-            real = with_smote(real, seed)
+            real = self._filled(seed)
         balanced, multiple = arm.remedy == "oversampling", arm.multiple or 0.0
-        drawn = mixture(real, synthetic, multiple, arm.share, balanced, n_real)
-        if arm.synthetic == CONTROL and arm.share is None:
-            # As large a share in every class, or being synthetic would tell something of it after all.
-            share = float(drawn.shares[list(self.material.poor)].mean())
-            drawn = mixture(real, synthetic, multiple, share, balanced, n_real)
-        return drawn
+        if arm.synthetic != CONTROL:
+            return mixture(real, synthetic, multiple, arm.share, balanced, n_real)
+        # Classes as often as without it, and as large a share in each, or being synthetic would tell something.
+        like = mixture(real, self.material.pools[FILTERED], multiple, arm.share, balanced, n_real)
+        share = float(like.shares[list(self.material.poor)].mean())
+        drawn = mixture(real, synthetic, multiple, share, balanced, n_real)
+        return replace(drawn, probabilities=like.probabilities)
+
+    def _filled(self, seed: int) -> Pool:
+        """Return the train images with SMOTE's, kept until another seed's are asked for."""
+        if seed not in self.filled:
+            self.filled.clear()
+            self.filled[seed] = with_smote(self.material.pools["train"], seed)
+        return self.filled[seed]
 
 
-def _stored(path: Path) -> Confusion | None:
-    """Read a trial; None when it is not there or damaged."""
+def _stored(path: Path, key: str) -> Confusion | None:
+    """Read a trial; None when it is not there, damaged, or of another study."""
     if not path.is_file():
         return None
     try:
         values = files.read_sealed_json(path)
     except DamagedError as error:
         logger.warning("%s It is run again.", error)
+        return None
+    if values.get("study") != key:
+        logger.warning("%s is of another study. It is run again.", path)
         return None
     return Confusion(np.array(values["val"]), np.array(values["test"]), values["seconds"])
 
@@ -313,6 +355,7 @@ def _result(
 def _keep_tuned(result: Downstream, folder: Path, run: LoadedRun | None) -> None:
     """Write the tuned balance beside the study, and into the run, where `generate --balance tuned` finds it."""
     if result.tuned is None:
+        (folder / TUNED).unlink(missing_ok=True)
         return
     values = result.to_json()["tuned"]
     files.write_sealed_json(folder / TUNED, values)
