@@ -100,16 +100,17 @@ def downstream(
     held_out = manifest["validation"] if manifest else {"fraction": chosen.data.val_fraction, "seed": chosen.seed}
     index = carve_validation(index, **held_out)
     synthetic = manifest.get("fingerprint") or build_index(out).fingerprint
+    identity = {
+        "data": index.fingerprint, "synthetic": synthetic, "square": square, "device": device_kind(place),
+        "downstream": to_mapping(chosen.downstream),
+        "libraries": {"torch": torch.__version__, "numpy": np.__version__, "pillow": PIL.__version__},
+    }  # fmt: skip
+    key = files.sha256_bytes(files.canonical_json(identity).encode())
     with _begun(folder, overwrite):
+        kept = _kept_loop(folder / STUDY, identity, chosen.downstream)
         sources = Sources(index, out, manifest, loaded, folder, square, place, progress)
         material = sources.material({arm.synthetic for arm in wanted})
-        identity = {
-            "data": index.fingerprint, "synthetic": synthetic, "square": square, "device": device_kind(place),
-            "downstream": to_mapping(chosen.downstream),
-            "libraries": {"torch": torch.__version__, "numpy": np.__version__, "pillow": PIL.__version__},
-        }  # fmt: skip
-        key = files.sha256_bytes(files.canonical_json(identity).encode())
-        loop = _loop(folder, identity, chosen, material, place)
+        loop = kept or _timed_loop(folder / STUDY, identity, chosen, material, place)
         study = _Study(folder, key, material, chosen.downstream, loop, place)
         with _Progress(progress) as bar:
             summary, best = study.run(wanted, seeds, bar)
@@ -186,25 +187,29 @@ def _only_unfiltered(folder: Path) -> bool:
     return _shown(folder) == [UNFILTERED] and (folder / UNFILTERED / REQUEST).is_file()
 
 
-def _loop(
-    folder: Path, identity: dict[str, Any], recipe: Recipe, material: Material, device: torch.device
-) -> LoopOptions:
-    """Return how classifiers are computed: timed when a study begins, kept in its folder, the same when it resumes.
+def _kept_loop(path: Path, identity: dict[str, Any], options: DownstreamOptions) -> LoopOptions | None:
+    """Return how the classifiers of a study that was begun are computed; None before it is.
 
     Raises:
         RefusedError: the folder holds another study.
     """
-    options, path = recipe.downstream, folder / STUDY
-    if path.is_file():
-        begun = files.read_sealed_json(path)
-        changes = changed_keys(begun["identity"], identity)
-        if changes:
-            raise RefusedError(
-                f"{folder} holds another study: {'; '.join(changes[:8])}",
-                remedy="Choose another --results, give the same request, or start again with --overwrite",
-            )
-        return replace(loop_options(options), **begun["loop"])
-    real = material.pools["train"]
+    if not path.is_file():
+        return None
+    begun = files.read_sealed_json(path)
+    changes = changed_keys(begun["identity"], identity)
+    if changes:
+        raise RefusedError(
+            f"{path.parent} holds another study: {'; '.join(changes[:8])}",
+            remedy="Choose another --results, give the same request, or start again with --overwrite",
+        )
+    return replace(loop_options(options), **begun["loop"])
+
+
+def _timed_loop(
+    path: Path, identity: dict[str, Any], recipe: Recipe, material: Material, device: torch.device
+) -> LoopOptions:
+    """Time how classifiers are computed fastest here, and keep it with what the study is of."""
+    options, real = recipe.downstream, material.pools["train"]
     classifier = Classifier.build(options, real.pixels.shape[3], len(material.classes), True, recipe.seed)
     plain = mixture(real, None, 0.0, None, False, material.n_real)
     batch = Trial(Arm("plain"), 0, plain, options, loop_options(options), device).batch(np.random.default_rng(0), 0.0)
