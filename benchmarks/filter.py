@@ -13,8 +13,9 @@ that it has trained. For each poor class and seed, the filter is calibrated on a
     discriminator   by D_adv's score for the class
     confidence      by the confidence that the filter asks for
     realism         k-NN realism against the train images (Kynkäänniemi et al., 2019, section 3.2)
-    influence       by influence on the Fréchet distance alone
-    default         those that fail another check last, then by influence
+    first_order     by influence on the Fréchet distance at the whole pool's moments
+    influence       by influence as the filter takes it, at the moments of what is kept, and nothing else
+    default         those that fail another check last, then by influence as the filter takes it
 
 FD is in 64 principal components of test features; `agreement` is the share that the classifier of all real images takes
 for the class. `--planted` replaces 20% of the candidates by real images of other classes, 10% by near copies of real
@@ -149,25 +150,30 @@ def candidates(setting: Setting, target: str, seed: int) -> list[Made]:
     return made
 
 
-def fitted(setting: Setting, target: str, pool: list[Made], seed: int) -> FittedFilter:
+def fitted(setting: Setting, target: str, pool: list[Made], seed: int, keep: float | None = None) -> FittedFilter:
     """Calibrate the filter of a class."""
     evidence = evidence_of(pool, setting.synthesizer)
-    return fit_filter(target, setting.real, setting.space, evidence, FilterOptions(), seed)
+    return fit_filter(target, setting.real, setting.space, evidence, FilterOptions(keep=keep), seed)
 
 
-def orders(setting: Setting, target: str, made: list[Made], found: FittedFilter, seed: int) -> dict[str, np.ndarray]:
-    """Return, for each way of choosing, the candidates' positions, the best first."""
-    evidence, image_filter = evidence_of(made, setting.synthesizer), found.image_filter
+def orders(setting: Setting, target: str, made: list[Made], seed: int, share: float) -> dict[str, np.ndarray]:
+    """Return, for each way of choosing a share of the candidates after the pool, their positions, the best first."""
+    pool, chosen_from = made[:POOL], made[POOL:]
+    found = fitted(setting, target, pool, seed, share)
+    evidence, image_filter = evidence_of(chosen_from, setting.synthesizer), found.image_filter
     features, every = evidence.features, image_filter.scores(evidence)
     verdicts = [image_filter.judge(scores) for scores in every]
-    confidence = np.array([scores.confidence for scores in every])
     fails = np.array([bool(set(verdict.reasons) - {INFLUENCE}) for verdict in verdicts])
-    influence = image_filter.influence.of(setting.space.projection.apply(features))
+    project = setting.space.projection.apply
+    real, of_pool = project(setting.real.train[target]), project(np.stack([m.features for m in pool]))
+    first_order = frechet.influence(frechet.moments(real), frechet.moments(of_pool)).of(project(features))
+    influence = image_filter.influence.of(project(features))
     badness = {
-        "random": np.random.default_rng(seed).random(len(made)),
-        "discriminator": -_discriminator(setting, target, np.stack([m.pixels for m in made])),
-        "confidence": -confidence,
+        "random": np.random.default_rng(seed).random(len(chosen_from)),
+        "discriminator": -_discriminator(setting, target, np.stack([m.pixels for m in chosen_from])),
+        "confidence": -np.array([scores.confidence for scores in every]),
         "realism": -realism(setting.real.train[target], features),
+        "first_order": first_order,
         "influence": influence,
         "default": np.where(fails, influence + 2 * np.abs(influence).max() + 1, influence),
     }
@@ -201,16 +207,14 @@ def realism(real: np.ndarray, features: np.ndarray) -> np.ndarray:
 def compare(setting: Setting, target: str, seed: int) -> list[dict[str, Any]]:
     """Return the figures of each way of choosing."""
     made = candidates(setting, target, seed)
-    pool, chosen_from = made[:POOL], made[POOL:]
-    found = fitted(setting, target, pool, seed)
+    chosen_from, label = made[POOL:], setting.run.index.label(target)
     features = np.stack([m.features for m in chosen_from])
-    label = setting.run.index.label(target)
     agrees = classifier.predict(setting.judge, np.stack([m.pixels for m in chosen_from])) == label
     test, small = setting.test[target], setting.projection.apply(features)
     of_test, small_test = frechet.moments(setting.projection.apply(test)), setting.projection.apply(test)
     rows = []
-    for way, order in orders(setting, target, chosen_from, found, seed).items():
-        for share in SHARES:
+    for share in SHARES:
+        for way, order in orders(setting, target, made, seed, share).items():
             kept = order[: round(share * len(order))]
             kid = metrics.kernel_distance(small_test, small[kept])
             rows.append({

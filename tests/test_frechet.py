@@ -30,6 +30,7 @@ from rebalance.frechet import (
     floor,
     frechet_distance,
     influence,
+    influence_among_kept,
     moments,
     unreduced_distance,
 )
@@ -355,6 +356,31 @@ def test_dropping_what_has_much_influence_brings_the_set_nearer():
     kept, dropped = synthetic[found <= np.median(found)], synthetic[found > np.median(found)]
     distances = [frechet_distance(moments(real), moments(part)) for part in (kept, synthetic, dropped)]
     assert distances == sorted(distances)
+
+
+@pytest.mark.parametrize(("share", "scale"), [(0.25, 0.7), (0.25, 1.3), (0.5, 1.3)])
+def test_images_kept_by_the_influence_among_themselves_are_nearer_than_by_that_of_the_whole_set(share, scale):
+    """Of a set off the mark, narrower or wider; the gradient at the whole set's moments overshoots."""
+    real, synthetic = sets(2000, 1200, scale)
+    fresh, of_real = sets(10, 4000, scale)[1], moments(real)
+    distances = []
+    for found in (influence(of_real, moments(synthetic)), influence_among_kept(of_real, synthetic, share)):
+        kept = fresh[np.argsort(found.of(fresh), kind="stable")[: round(share * len(fresh))]]
+        distances.append(frechet_distance(of_real, moments(kept)))
+    chance = frechet_distance(of_real, moments(fresh[:1000]))
+    assert distances[1] < 0.6 * distances[0] and distances[1] < 0.25 * chance
+
+
+def test_influence_among_all_is_that_of_the_whole_set():
+    real, synthetic = sets(500, 300)
+    of_real = moments(real)
+    whole, kept = influence(of_real, moments(synthetic)), influence_among_kept(of_real, synthetic, 1.0)
+    np.testing.assert_allclose(kept.of(real), whole.of(real), rtol=1e-8, atol=1e-8)
+
+
+def test_influence_among_one_image_of_few_is_finite():
+    real, synthetic = sets(30, 3)
+    assert np.isfinite(influence_among_kept(moments(real), synthetic, 0.01).of(synthetic)).all()
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.permutations(range(6)), st.floats(-1e6, 1e6))

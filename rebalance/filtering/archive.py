@@ -15,6 +15,9 @@ from rebalance.filtering.yardstick import load_yardsticks, save_yardsticks
 
 logger = logging.getLogger(__name__)
 
+# One more whenever the same request is measured in another way.
+_VERSION = 2
+
 
 def write_calibrations(
     path: Path, key: str, features: str, seed: int, found: Mapping[str, ClassCalibration]
@@ -32,6 +35,7 @@ def write_calibrations(
     """
     filters, yardsticks = filters_of(list(found.values())), yardsticks_of(list(found.values()))
     values = {
+        "version": _VERSION,
         "key": key,
         "features": features,
         "seed": seed,
@@ -49,7 +53,7 @@ def read_calibrations(path: Path, key: str) -> dict[str, ClassCalibration] | Non
         return None
     try:
         values = files.read_sealed_json(path)
-        if values["key"] != key or "yardsticks" not in values:  # of another request, or of another version
+        if values["key"] != key or values.get("version") != _VERSION:  # of another request, or measured otherwise
             return None
         return _from(path, values)
     except DamagedError as error:

@@ -41,7 +41,7 @@ _CONFIDENT_OF_REAL = 0.95
 _MOST_CONFIDENCE = 0.5
 _MISSED_COPIES = 0.1
 _LEAST_HELD_OUT = 30
-_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
+_SHARES = (0.9, 0.8, 0.7, 0.6, 0.5)
 _RANDOM_SETS = 8
 _FOLDS = 5
 _COVERAGE_LOSS = 0.02
@@ -248,14 +248,19 @@ class _Fitting:
         if why_not:
             self._note(f"{why_not}: influence is not asked")
             return FittedFilter(replace(others, notes=tuple(self.notes)), tuple(verdicts))
-        small = self.space.projection.apply(pool.features[passed])
-        values = self._unseen_influence(small)
-        most = float(np.quantile(values, self.options.keep or self._best_share(pool.features[passed], small, values)))
+        features = pool.features[passed]
+        share = self.options.keep or self._best_share(features)
+        small, real = self.space.projection.apply(features), self._moments(self.train)
+        values = self._unseen_influence(real, small, share)
+        most = float(np.quantile(values, share))
         for position, value in zip(np.flatnonzero(passed), values, strict=True):
             verdicts[position] = Verdict((INFLUENCE,) if value > most else ())
-        influence = frechet.influence(self._moments(self.train), frechet.moments(small))
         complete = replace(
-            found, influence=influence, max_influence=most, pool=np.sort(values), notes=tuple(self.notes)
+            found,
+            influence=frechet.influence_among_kept(real, small, share),
+            max_influence=most,
+            pool=np.sort(values),
+            notes=tuple(self.notes),
         )
         return FittedFilter(complete, tuple(verdicts))
 
@@ -265,14 +270,16 @@ class _Fitting:
             return "" if n_passed > _FOLDS else f"{n_passed} of {n_pool} candidates passed the other checks"
         if n_passed < 2 * _LEAST_HELD_OUT:
             return f"{n_passed} of {n_pool} candidates passed the other checks"
-        return "" if self._has_held_out else f"{len(self.held_out)} held-out images are too few"
+        if self._has_held_out or len(self.train) >= _LEAST_HELD_OUT:
+            return ""
+        return f"{len(self.held_out)} held-out and {len(self.train)} train images are too few"
 
-    def _unseen_influence(self, small: np.ndarray) -> np.ndarray:
+    def _unseen_influence(self, real: frechet.Moments, small: np.ndarray, share: float) -> np.ndarray:
         """The influence of each of the pool's images, from the others: from itself, it would be too low."""
-        real, values = self._moments(self.train), np.empty(len(small))
+        values = np.empty(len(small))
         for left_out in np.array_split(np.random.default_rng(self.seed).permutation(len(small)), _FOLDS):
             others = np.delete(small, left_out, 0)
-            values[left_out] = frechet.influence(real, frechet.moments(others)).of(small[left_out])
+            values[left_out] = frechet.influence_among_kept(real, others, share).of(small[left_out])
         return values
 
     def _moments(self, features: np.ndarray) -> frechet.Moments:
@@ -283,24 +290,58 @@ class _Fitting:
         back = np.linalg.inv(self.space.whitening)
         return frechet.Moments(mean, back @ covariance @ back + np.eye(len(mean)) * 1e-10, len(small))
 
-    def _best_share(self, features: np.ndarray, small: np.ndarray, values: np.ndarray) -> float:
-        """The share to keep: the kept set's distance against that of as many images at random, coverage held."""
-        reference = self.held_out
-        real, rng = self._moments(reference), np.random.default_rng(self.seed)
-        order, best, best_gain = np.argsort(values, kind="stable"), 1.0, 0.0
-        for share in _SHARES[1:]:
-            kept = order[: round(share * len(order))]
-            random = [rng.choice(len(order), len(kept), replace=False) for _ in range(_RANDOM_SETS)]
-            if (
-                _coverage(reference, features[kept])
-                < np.mean([_coverage(reference, features[r]) for r in random]) - _COVERAGE_LOSS
-            ):
-                continue
-            by_chance = [frechet.frechet_distance(real, frechet.moments(small[r])) for r in random]
-            gain = float(np.mean(by_chance) - frechet.frechet_distance(real, frechet.moments(small[kept])))
-            if gain > max(best_gain, 2 * np.std(by_chance)):
+    def _best_share(self, features: np.ndarray) -> float:
+        """The share to keep: the kept set's distance against that of as many images at random, coverage held.
+
+        Influence is measured from one half of the pool and judged on the other, and the halves change places: within
+        one set it would also even out what chance has made of that set, which says nothing of the next images.
+        """
+        best, best_gain = 1.0, 0.0
+        halves = np.array_split(np.random.default_rng(self.seed).permutation(features), 2)
+        trials = [(*side, *pools) for side in self._sides() for pools in (halves, halves[::-1])]
+        for share in _SHARES:
+            gain, deviation, covered = np.mean([self._gain(share, *trial) for trial in trials], 0)
+            if covered >= -_COVERAGE_LOSS and gain > max(best_gain, 2 * deviation):
                 best, best_gain = share, gain
         return best
+
+    def _sides(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Real images that influence is measured by, and others that what it keeps is held against.
+
+        Where too few are held out, these are halves of the train images, each once on either side.
+        """
+        if self._has_held_out:
+            return [(self.train, self.held_out)]
+        self._note(
+            f"{len(self.held_out)} held-out images are too few: the share to keep is chosen by halves of the train ones"
+        )
+        halves = np.array_split(np.random.default_rng(self.seed).permutation(self.train), 2)
+        return [(halves[0], halves[1]), (halves[1], halves[0])]
+
+    def _gain(
+        self, share: float, known: np.ndarray, unseen: np.ndarray, measured: np.ndarray, judged: np.ndarray
+    ) -> tuple[float, float, float]:
+        """By how much a share kept comes nearer to real images than one at random, and what it covers more.
+
+        Args:
+            share: the share.
+            known: (n, D) real features that influence is measured by.
+            unseen: (m, D) real features that the kept images are held against.
+            measured: (p, D) features of the images whose influence is measured.
+            judged: (q, D) features of the images of which a share is kept.
+
+        Returns:
+            The gain in distance, the deviation of that over random sets, and the gain in coverage.
+        """
+        project, real = self.space.projection.apply, self._moments(unseen)
+        small, rng = project(judged), np.random.default_rng(self.seed)
+        values = frechet.influence_among_kept(self._moments(known), project(measured), share).of(small)
+        kept = np.argsort(values, kind="stable")[: round(share * len(small))]
+        random = [rng.choice(len(small), len(kept), replace=False) for _ in range(_RANDOM_SETS)]
+        by_chance = [frechet.frechet_distance(real, frechet.moments(small[r])) for r in random]
+        gain = np.mean(by_chance) - frechet.frechet_distance(real, frechet.moments(small[kept]))
+        covered = _coverage(unseen, judged[kept]) - np.mean([_coverage(unseen, judged[r]) for r in random])
+        return float(gain), float(np.std(by_chance)), float(covered)
 
     def _note(self, text: str) -> None:
         self.notes.append(text)
