@@ -907,7 +907,7 @@ def test_an_interrupt_ends_indexing_soon(image_folder, monkeypatch, looked_at):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(build, "_table", interrupted)
+    monkeypatch.setattr(build.tqdm, "update", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build_index(root)
     assert len(looked_at) < 30

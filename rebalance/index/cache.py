@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from rebalance import files
 from rebalance.errors import RebalanceError
 from rebalance.index.readers import Entry
+from rebalance.index.table import SCHEMA
 from rebalance.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ _SETTLED_NS = 2_000_000_000
 """A file that was changed this shortly before the cache was written may change again without another time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What looking at one image gave.
 
@@ -57,8 +58,10 @@ class Facts:
     inode: int = 0
 
 
+FACTS_SCHEMA = pa.schema([pa.unify_schemas([SCHEMA, STAMP_SCHEMA]).field(field.name) for field in fields(Facts)])
+"""The fields of `Facts`, in their order."""
+
 _KEY = ("path", "member", "offset")
-FACT_NAMES = tuple(field.name for field in fields(Facts) if field.name not in STAMP_SCHEMA.names)
 
 
 def stamp_of(status: os.stat_result) -> dict[str, int]:
@@ -76,7 +79,7 @@ class FactsCache:
 
     def __init__(self, path: Path | None, table: pa.Table | None, written_ns: int) -> None:
         self._path, self._table, self._newest_ns = path, table, written_ns - _SETTLED_NS
-        names = (*_KEY, *FACT_NAMES, *STAMP_SCHEMA.names)
+        names = (*_KEY, *FACTS_SCHEMA.names)
         self._columns = {name: table.column(name).to_pylist() if table else [] for name in names}
         keys = zip(*(self._columns[name] for name in _KEY), strict=True)
         self._rows = {key: row for row, key in enumerate(keys)}

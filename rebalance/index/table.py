@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +41,23 @@ SCHEMA = pa.schema(
     ]
 )
 """`path` is relative to the root; `member` and `offset` locate an image inside a tar file (offset -1: a plain file)."""
+
+_BLOCK = 1 << 13
+
+
+def table_of(kind: type, rows: Iterable[Any], schema: pa.Schema) -> pa.Table:
+    """Return rows as a table, block by block as they come: as objects they take several times its memory.
+
+    Args:
+        kind: dataclass of the rows; its fields are the columns, in the order of the schema.
+        rows: values of that class.
+        schema: names and types of the columns.
+    """
+    values = map(attrgetter(*(field.name for field in fields(kind))), rows)
+    blocks = [schema.empty_table()]
+    while block := list(itertools.islice(values, _BLOCK)):
+        blocks.append(pa.table(list(zip(*block, strict=True)), schema=schema))
+    return pa.concat_tables(blocks)
 
 
 @dataclass(frozen=True)
