@@ -96,7 +96,7 @@ def _beside(entries: pa.Table, facts: pa.Table) -> pa.Table:
 
 
 def _facts_of(root: Path, entries: Sequence[Entry], known: FactsCache) -> list[Facts]:
-    return [known.find(entry, root) or _look(root, entry) for entry in entries]
+    return [found or _look(root, entry) for entry, found in zip(entries, known.find(entries, root), strict=True)]
 
 
 def _look(root: Path, entry: Entry) -> Facts:
