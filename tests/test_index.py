@@ -669,6 +669,13 @@ def test_fingerprint_tells_another_data_set(image_folder, change):
     assert fingerprint_after(root, change) != before
 
 
+@pytest.mark.parametrize("block", [1, 4, 1000])
+def test_fingerprint_stays_that_of_the_runs_there_are(monkeypatch, block):
+    monkeypatch.setattr("rebalance.index.table._BLOCK", block)
+    index = in_memory({"cat": 6, "ünï": 3, "none": 0}, split=["train"] * 8 + ["test"], statuses=["bad"] + ["ok"] * 8)
+    assert index.fingerprint == "7ca0af24c313fd9e82fda99f3f32128573b8b7ab95de3e25197178882706e43c"
+
+
 def test_fingerprint_tells_another_split(image_folder):
     train, val = image_folder({"train": {"cat": 3}}), image_folder({"train": {"cat": 3}})
     (val / "val").mkdir()
