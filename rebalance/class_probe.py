@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 
 from rebalance import metrics
 
@@ -97,6 +96,8 @@ def _stacked(train: Mapping[str, np.ndarray], names: tuple[str, ...], seed: int)
 
 
 def _fit(features: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> ClassProbe:
+    from sklearn.linear_model import LogisticRegression  # takes a second, and most processes fit nothing
+
     mean, scale = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
     scale = np.where(scale > 0, scale, 1.0)
     model = LogisticRegression(C=0.01, max_iter=1000, class_weight="balanced")

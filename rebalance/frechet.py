@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 from scipy.linalg.blas import dsyrk
-from sklearn.covariance import ledoit_wolf
 
 from rebalance.errors import InputError
+from rebalance.estimators import ledoit_wolf
 
 # Keeps a class without any variance usable; far below any real feature variance.
 _LEAST_VARIANCE = 1e-10

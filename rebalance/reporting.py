@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -16,8 +16,10 @@ from rebalance.index import Inspection
 from rebalance.planning import Plan
 from rebalance.shards import FilterResult, GenerationResult, OutputResult, ShardImage, Verification, read_synthetic
 from rebalance.training import FitResult, RunDirectory, RunVerification
-from rebalance.trials import Downstream
-from rebalance.trials.figures import Spread
+
+if TYPE_CHECKING:  # they bring matplotlib and imbalanced-learn along
+    from rebalance.trials import Downstream
+    from rebalance.trials.figures import Spread
 
 _BAR_WIDTH = 30
 _LISTED = 10

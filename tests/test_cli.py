@@ -49,6 +49,13 @@ def run_apart(*arguments: object) -> subprocess.CompletedProcess:
     )
 
 
+def imported_by(*arguments: object) -> set[str]:
+    """Names of the modules that a command line of Python imports."""
+    done = run_apart("-X", "importtime", *arguments)
+    assert done.returncode == 0, done.stderr
+    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+
+
 def write_folder(root: Path, counts: dict[str, int]) -> Path:
     rng = np.random.default_rng(0)
     for label, (name, count) in enumerate(counts.items()):
@@ -83,6 +90,17 @@ def test_every_command_has_help():
     for command in ("inspect", "plan", "fit", "generate", "filter", "verify", "evaluate", "recipes", "demo"):
         assert command in listed
         assert run(command, "--help").stdout.startswith(f"Usage: rebalance {command}")
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["generate", "--help"], ["recipes"]])
+def test_what_computes_nothing_does_not_wait_for_torch(words):
+    imported = imported_by("-m", "rebalance", *words)
+    assert "click" in imported and not imported & {"torch", "numpy", "scipy", "sklearn"}
+
+
+def test_what_only_applies_does_not_wait_for_what_fits_and_draws():
+    imported = imported_by("-c", "import rebalance.shards.workers, rebalance.reporting, rebalance.api")
+    assert "torch" in imported and not imported & {"sklearn", "scipy.stats", "imblearn", "matplotlib"}
 
 
 def test_recipes_are_listed_and_printed():

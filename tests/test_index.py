@@ -20,6 +20,7 @@ from PIL import Image
 
 from rebalance.errors import DamagedError, InputError
 from rebalance.index import ImageIndex, build, build_index, cache, carve_validation, inspect_index
+from rebalance.index.readers import read_listing
 from rebalance.index.table import SCHEMA, SPLITS
 
 
@@ -379,6 +380,23 @@ def test_path_listed_twice_is_used_once(tmp_path):
     assert index.usable.tolist() == [True, False]
 
 
+@given(paths=st.lists(st.text("a/é😀 ", min_size=1, max_size=3), max_size=30), block=st.integers(1, 9))
+def test_a_listing_is_in_the_order_of_paths_and_then_of_the_manifest(tmp_path_factory, paths, block):
+    manifest = tmp_path_factory.getbasetemp() / "order.parquet"
+    rows = [(path, str(number)) for number, path in enumerate(paths)]
+    columns = {"path": pa.array(paths, pa.string()), "label": pa.array([label for _, label in rows], pa.string())}
+    pq.write_table(pa.table(columns), manifest, row_group_size=7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rebalance.index.table._BLOCK", block)
+        listing = read_listing(manifest)
+    entries = [entry for first in range(0, len(paths), 4) for entry in listing.entries(first, 4)]
+    assert [(entry.path, entry.class_name) for entry in entries] == sorted(rows, key=lambda row: row[0])
+    seen = set()
+    for entry in entries:
+        assert entry.reason == ("listed twice" if entry.path in seen else "")
+        seen.add(entry.path)
+
+
 def test_image_without_a_label_is_a_row_with_a_reason(tmp_path):
     put(tmp_path / "1.png")
     put(tmp_path / "2.png")
@@ -651,6 +669,13 @@ def test_fingerprint_tells_another_data_set(image_folder, change):
     assert fingerprint_after(root, change) != before
 
 
+@pytest.mark.parametrize("block", [1, 4, 1000])
+def test_fingerprint_stays_that_of_the_runs_there_are(monkeypatch, block):
+    monkeypatch.setattr("rebalance.index.table._BLOCK", block)
+    index = in_memory({"cat": 6, "ünï": 3, "none": 0}, split=["train"] * 8 + ["test"], statuses=["bad"] + ["ok"] * 8)
+    assert index.fingerprint == "7ca0af24c313fd9e82fda99f3f32128573b8b7ab95de3e25197178882706e43c"
+
+
 def test_fingerprint_tells_another_split(image_folder):
     train, val = image_folder({"train": {"cat": 3}}), image_folder({"train": {"cat": 3}})
     (val / "val").mkdir()
@@ -847,6 +872,28 @@ def test_only_new_and_changed_files_are_decoded_again(image_folder, monkeypatch,
     assert build_index(root).table.equals(found.table) and len(looked_at) == 6
 
 
+@pytest.mark.parametrize("part", [1, 7, 1000])
+def test_the_cache_is_the_same_whatever_the_parts_it_is_written_in(image_folder, monkeypatch, looked_at, part):
+    root = image_folder({"a": 20, "b": 9, "c": 20})
+    put(root / "b" / "0003.png", b"words")
+    monkeypatch.setattr(cache, "_PART", part)
+    monkeypatch.setattr(build, "_CHUNK", part)
+    first = build_index(root)
+    (remembered,) = Path(os.environ["REBALANCE_CACHE"]).iterdir()
+    assert pq.read_table(remembered).column("path").to_pylist() == first.column("path")[first.usable].tolist()
+    written_ns = remembered.stat().st_mtime_ns
+    looked_at.clear()
+    assert build_index(root).table.equals(first.table) and looked_at == ["b/0003.png"]
+    assert remembered.stat().st_mtime_ns == written_ns, "what is the same is not written again"
+    for path in [*root.glob("a/*"), *root.glob("c/001*")]:
+        path.unlink()
+    put(root / "aa" / "0.png", png(1))
+    looked_at.clear()
+    assert build_index(root).counts("train") == {"a": 0, "aa": 1, "b": 8, "c": 10}
+    assert sorted(looked_at) == ["aa/0.png", "b/0003.png"]
+    assert pq.read_table(remembered).num_rows == 19
+
+
 def test_a_replaced_file_of_the_same_size_and_time_is_decoded_again(image_folder, looked_at):
     root = image_folder({"a": 2})
     first, path = build_index(root), root / "a" / "0000.png"
@@ -907,7 +954,7 @@ def test_an_interrupt_ends_indexing_soon(image_folder, monkeypatch, looked_at):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(build, "_table", interrupted)
+    monkeypatch.setattr(build.tqdm, "update", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build_index(root)
     assert len(looked_at) < 30

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-from scipy import stats
-from sklearn.covariance import ledoit_wolf
 
 from rebalance import frechet, metrics
 from rebalance.class_probe import fit_probe
 from rebalance.config import CHECKS
 from rebalance.errors import InputError
+from rebalance.estimators import ledoit_wolf, student_quantile
 from rebalance.filtering.bank import Bank, fit_bank, product
 from rebalance.filtering.evidence import Evidence, RealFeatures
 from rebalance.filtering.image_filter import (
@@ -172,7 +171,7 @@ class _Fitting:
         n, mean, sigma = len(of_train), float(of_train.mean()), float(of_train.std(ddof=1))
         deviation = np.sort(np.abs(of_train - mean)) * n / (n - 1)
         # Student's interval of the next image; wide where few say how much images vary.
-        by_sigma = sigma * max(3.0, np.sqrt(1 + 1 / n) * stats.t.ppf((1 + _KEPT_OF_REAL) / 2, n - 1))
+        by_sigma = sigma * max(3.0, np.sqrt(1 + 1 / n) * student_quantile((1 + _KEPT_OF_REAL) / 2, n - 1))
         return mean, float(max(deviation[min(_rank(n, _KEPT_OF_REAL), n) - 1], by_sigma, 1e-3))
 
     @cached_property
@@ -372,7 +371,7 @@ def _limit(values: np.ndarray, share: float, prior: float) -> float:
         return np.inf
     squares = np.square(values - values.mean()).sum() + _PRIOR_IMAGES * prior**2
     freedom = n - 1 + _PRIOR_IMAGES
-    reach = stats.t.ppf(share, freedom) * np.sqrt(squares / freedom * (1 + 1 / n))
+    reach = student_quantile(share, freedom) * np.sqrt(squares / freedom * (1 + 1 / n))
     return float(max(values.max(), values.mean() + reach))
 
 

@@ -10,15 +10,16 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
 from rebalance import files, images
-from rebalance.index.cache import FACT_NAMES, STAMP_SCHEMA, Facts, FactsCache, stamp_of
-from rebalance.index.readers import Entry, read_listing
-from rebalance.index.table import SCHEMA, ImageIndex
+from rebalance.index.cache import FACTS_SCHEMA, STAMP_SCHEMA, Facts, FactsCache, stamp_of
+from rebalance.index.readers import Entry, Listing, read_listing
+from rebalance.index.table import SCHEMA, ImageIndex, table_of
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -42,28 +43,30 @@ def build_index(data: Path, sublabel_column: str = "", progress: bool = False) -
     """
     listing = read_listing(Path(data), sublabel_column)
     known = FactsCache.of(listing.root)
-    bar = tqdm(total=len(listing.entries), desc="index", unit="img", disable=not progress, leave=False)
+    bar = tqdm(total=listing.table.num_rows, desc="index", unit="img", disable=not progress, leave=False)
     threads = ThreadPoolExecutor(max_workers=min(32, (os.cpu_count() or 1) + 2))
     with (
         threads as pool,
         bar,
         contextlib.closing(
-            _in_order(pool, lambda entries: _facts_of(listing.root, entries, known), _chunks(listing.entries))
+            _in_order(pool, lambda entries: _facts_of(listing.root, entries, known), _chunks(listing))
         ) as chunks,
     ):
-        parts, first = [], 0
-        for chunk in chunks:
-            parts.append(_table(listing.entries[first : first + len(chunk)], chunk, first))
-            first += len(chunk)
-            bar.update(len(chunk))
-    table = pa.concat_tables(parts) if parts else _table((), (), 0)
+        facts = table_of(Facts, _shown(chunks, bar), FACTS_SCHEMA)
+    table = _beside(listing.table, facts)
     known.remember(table)
-    return ImageIndex(listing.root, listing.classes, table.select(SCHEMA.names).combine_chunks())
+    return ImageIndex(listing.root, listing.classes, table.select(SCHEMA.names))
 
 
-def _chunks(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
-    for first in range(0, len(entries), _CHUNK):
-        yield entries[first : first + _CHUNK]
+def _shown(chunks: Iterable[list[Facts]], bar: tqdm) -> Iterator[Facts]:
+    for chunk in chunks:
+        yield from chunk
+        bar.update(len(chunk))
+
+
+def _chunks(listing: Listing) -> Iterator[Sequence[Entry]]:
+    for first in range(0, listing.table.num_rows, _CHUNK):
+        yield listing.entries(first, _CHUNK)
 
 
 def _in_order(
@@ -83,24 +86,17 @@ def _in_order(
             future.cancel()
 
 
-def _table(entries: Sequence[Entry], facts: Sequence[Facts], first: int) -> pa.Table:
-    """Return the rows of entries, those of `SCHEMA` and of `STAMP_SCHEMA`."""
-    columns: dict[str, list[object]] = {
-        "id": list(range(first, first + len(entries))),
-        "path": [entry.path for entry in entries],
-        "member": [entry.member for entry in entries],
-        "offset": [entry.offset for entry in entries],
-        "class": [entry.class_name for entry in entries],
-        "sublabel": [entry.sublabel for entry in entries],
-        "split": [entry.split for entry in entries],
-    }
-    for name in (*FACT_NAMES, *STAMP_SCHEMA.names):
-        columns[name] = [getattr(fact, name) for fact in facts]
-    return pa.table(columns, schema=pa.unify_schemas([SCHEMA, STAMP_SCHEMA]))
+def _beside(entries: pa.Table, facts: pa.Table) -> pa.Table:
+    """Return the rows of `SCHEMA` and of `STAMP_SCHEMA`; the reason is that of the facts."""
+    columns: dict[str, Any] = {"id": np.arange(len(entries))}
+    for table in (entries, facts):
+        columns.update(zip(table.column_names, table.columns, strict=True))
+    schema = pa.unify_schemas([SCHEMA, STAMP_SCHEMA])
+    return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
 def _facts_of(root: Path, entries: Sequence[Entry], known: FactsCache) -> list[Facts]:
-    return [known.find(entry, root) or _look(root, entry) for entry in entries]
+    return [found or _look(root, entry) for entry, found in zip(entries, known.find(entries, root), strict=True)]
 
 
 def _look(root: Path, entry: Entry) -> Facts:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pyarrow.parquet as pq
 from rebalance import files
 from rebalance.errors import RebalanceError
 from rebalance.index.readers import Entry
+from rebalance.index.table import SCHEMA
 from rebalance.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -28,7 +31,7 @@ _SETTLED_NS = 2_000_000_000
 """A file that was changed this shortly before the cache was written may change again without another time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What looking at one image gave.
 
@@ -57,8 +60,12 @@ class Facts:
     inode: int = 0
 
 
+FACTS_SCHEMA = pa.schema([pa.unify_schemas([SCHEMA, STAMP_SCHEMA]).field(field.name) for field in fields(Facts)])
+"""The fields of `Facts`, in their order."""
+
 _KEY = ("path", "member", "offset")
-FACT_NAMES = tuple(field.name for field in fields(Facts) if field.name not in STAMP_SCHEMA.names)
+_SCHEMA = pa.schema([*(SCHEMA.field(name) for name in _KEY), *FACTS_SCHEMA])
+_PART = 1 << 14
 
 
 def stamp_of(status: os.stat_result) -> dict[str, int]:
@@ -74,59 +81,82 @@ def stamp_of(status: os.stat_result) -> dict[str, int]:
 class FactsCache:
     """The facts of one data set by path and member; reading from several threads is safe."""
 
-    def __init__(self, path: Path | None, table: pa.Table | None, written_ns: int) -> None:
-        self._path, self._table, self._newest_ns = path, table, written_ns - _SETTLED_NS
-        names = (*_KEY, *FACT_NAMES, *STAMP_SCHEMA.names)
-        self._columns = {name: table.column(name).to_pylist() if table else [] for name in names}
-        keys = zip(*(self._columns[name] for name in _KEY), strict=True)
-        self._rows = {key: row for row, key in enumerate(keys)}
+    def __init__(self, path: Path | None, table: pa.Table, written_ns: int) -> None:
+        self._path, self._table, self._newest_ns = path, table.select(_SCHEMA.names), written_ns - _SETTLED_NS
 
     @classmethod
     def of(cls, root: Path) -> FactsCache:
         """Open the cache of a data set, empty when there is none or when it cannot be read."""
         folder = files.cache_folder()
         if folder is None:
-            return cls(None, None, 0)
+            return cls(None, _SCHEMA.empty_table(), 0)
         # What counts as an image may change with these versions.
         key = os.fsencode(root) + f"\0{__version__}\0{PIL.__version__}".encode()
         path = folder / f"index-{files.sha256_bytes(key)[:24]}.parquet"
         try:
             return cls(path, pq.read_table(path), path.stat().st_mtime_ns)
         except (OSError, KeyError, pa.ArrowException):
-            return cls(path, None, 0)
+            return cls(path, _SCHEMA.empty_table(), 0)
 
-    def find(self, entry: Entry, root: Path) -> Facts | None:
-        """Return what is known of an entry, None when it is new or its file may have changed."""
-        if entry.reason:
-            return None
-        row = self._rows.get((entry.path, entry.member, entry.offset))
-        if row is None or not self._is_as_it_was(row, os.path.join(root, entry.path)):
-            return None
-        return Facts(**{field.name: self._columns[field.name][row] for field in fields(Facts)})
+    def find(self, entries: Sequence[Entry], root: Path) -> list[Facts | None]:
+        """Return what is known of neighbouring entries, None for one that is new or whose file may have changed."""
+        rows = self._rows(entries[0], entries[-1])
+        columns = {name: rows.column(name).to_pylist() for name in _SCHEMA.names}
+        keys = zip(*(columns[name] for name in _KEY), strict=True)
+        facts = dict(zip(keys, map(Facts, *(columns[name] for name in FACTS_SCHEMA.names)), strict=True))
+        known = [facts.get((entry.path, entry.member, entry.offset)) for entry in entries]
+        return [
+            found if found and not entry.reason and self._is_as_it_was(found, os.path.join(root, entry.path)) else None
+            for entry, found in zip(entries, known, strict=True)
+        ]
 
-    def _is_as_it_was(self, row: int, path: str) -> bool:
-        if self._columns["changed_ns"][row] >= self._newest_ns:
+    def _rows(self, first: Entry, last: Entry) -> pa.Table:
+        """Return the rows from an entry to a later one; they are in the order of entries, so bisection finds them."""
+        paths, members, every = self._table.column("path"), self._table.column("member"), range(self._table.num_rows)
+
+        def name(row: int) -> tuple[str, str]:
+            return paths[row].as_py(), members[row].as_py()
+
+        start = bisect_left(every, (first.path, first.member), key=name)
+        return self._table.slice(start, bisect_right(every, (last.path, last.member), key=name) - start)
+
+    def _is_as_it_was(self, found: Facts, path: str) -> bool:
+        if found.changed_ns >= self._newest_ns:
             return False
         try:
             stamp = stamp_of(os.stat(path))
         except (OSError, ValueError):
             return False
-        return all(self._columns[name][row] == value for name, value in stamp.items())
+        return all(getattr(found, name) == value for name, value in stamp.items())
 
     def remember(self, table: pa.Table) -> None:
         """Write the rows of usable images; a place that cannot be written costs time only.
 
         Bad ones are looked at each time, because what was wrong may have been the moment: memory, a network disk.
         """
-        if self._path is None:
-            return
-        known = table.filter(pc.equal(table.column("status"), "ok"))
-        rows = known.select(list(self._columns))
-        newest = pc.max(rows.column("changed_ns")).as_py() if rows.num_rows else 0
-        if self._table is not None and rows.equals(self._table) and newest < self._newest_ns:
+        if self._path is None or self._holds(table):
             return
         try:
-            with files.atomic_path(self._path) as temporary:
-                pq.write_table(rows, temporary)
+            with files.atomic_path(self._path) as temporary, pq.ParquetWriter(temporary, _SCHEMA) as writer:
+                for rows in _usable(table):
+                    writer.write_table(rows)
         except RebalanceError as error:
             logger.info("what was found in the data set is not remembered: %s", error)
+
+    def _holds(self, table: pa.Table) -> bool:
+        """Whether the usable rows of a table are those that were read, and settled when they were written."""
+        if (pc.max(self._table.column("changed_ns")).as_py() or 0) >= self._newest_ns:
+            return False
+        n_same = 0
+        for rows in _usable(table):
+            if not rows.equals(self._table.slice(n_same, len(rows))):
+                return False
+            n_same += len(rows)
+        return n_same == len(self._table)
+
+
+def _usable(table: pa.Table) -> Iterator[pa.Table]:
+    """Yield the rows of usable images part by part, because all at once would be a second table."""
+    for first in range(0, len(table), _PART):
+        rows = table.select(_SCHEMA.names).slice(first, _PART)
+        yield rows.filter(pc.equal(rows.column("status"), "ok"))

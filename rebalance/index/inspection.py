@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from rebalance.index.table import SPLITS, ImageIndex
 
@@ -78,8 +79,9 @@ def _spread(values: np.ndarray) -> tuple[int, int, int]:
 
 
 def _copies(index: ImageIndex) -> tuple[tuple[Leak, ...], int]:
-    rows = np.flatnonzero(index.usable)
-    hashes = index.column("hash")[rows].astype(str)
+    copied = index.usable & (index.n_copies() > 1)
+    rows = np.flatnonzero(copied)
+    hashes = index.table.column("hash").filter(pa.array(copied)).to_numpy(zero_copy_only=False).astype(str)
     splits = index.column("split")[rows].astype(str)
     order = np.argsort(hashes, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(np.unique(hashes[order], return_inverse=True)[1])) + 1)

@@ -1,14 +1,16 @@
-"""The three forms of a data set - image folder, manifest, WebDataset shards - each as a list of entries."""
+"""The three forms of a data set - image folder, manifest, WebDataset shards - each as a listing of entries."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
-import stat
+import sys
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +19,7 @@ import pyarrow.parquet as pq
 
 from rebalance.errors import InputError
 from rebalance.images import EXTENSIONS
+from rebalance.index.table import table_of
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Folder and manifest names of splits, and what they mean."""
@@ -24,7 +27,7 @@ SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "va
 _IGNORED = frozenset(("thumbs.db", "desktop.ini", "__macosx"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One file of the data set, not yet opened.
 
@@ -49,13 +52,37 @@ class Entry:
     reason: str = ""
 
 
+_ENTRY_SCHEMA = pa.schema(
+    [  # the fields of `Entry`, in their order
+        ("path", pa.string()),
+        ("class", pa.string()),
+        ("split", pa.string()),
+        ("member", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("sublabel", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+
+
 @dataclass(frozen=True)
 class Listing:
-    """Everything a reader found: the root, the classes in label order, and the entries."""
+    """Everything a reader found.
+
+    Attributes:
+        root: folder that the paths are relative to.
+        classes: class names in label order.
+        table: the entries, one a row, by path and member.
+    """
 
     root: Path
     classes: tuple[str, ...]
-    entries: tuple[Entry, ...]
+    table: pa.Table
+
+    def entries(self, first: int, number: int) -> list[Entry]:
+        """Return this number of entries from the first on, fewer at the end."""
+        return list(map(Entry, *(column.to_pylist() for column in self.table.slice(first, number).columns)))
 
 
 def read_listing(data: Path, sublabel_column: str = "") -> Listing:
@@ -172,17 +199,8 @@ def _walk(root: Path, folder: Path, class_name: str, split: str) -> Iterator[Ent
         for name in names:
             if not _hidden(name):
                 known = os.path.splitext(name)[1].lower() in EXTENSIONS
-                reason = _special(f"{directory}/{name}") if known else "not an image: unknown file ending"
+                reason = "" if known else "not an image: unknown file ending"
                 yield _entry(f"{below}/{name}", class_name, split, reason)
-
-
-def _special(path: str) -> str:
-    """Why a pipe, socket or device is never opened: reading it could wait for ever; "" for anything else."""
-    try:
-        mode = os.stat(path).st_mode
-    except OSError:
-        return ""  # reading it gives the reason
-    return "" if stat.S_ISREG(mode) else "not a file"
 
 
 def _entry(path: str, class_name: str, split: str, reason: str) -> Entry:
@@ -199,14 +217,16 @@ def _readable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _listing(root: Path, classes: Iterable[str], entries: list[Entry], numeric: bool = False) -> Listing:
-    entries = [_without_nul(entry) for entry in entries]
+def _listing(root: Path, classes: Iterable[str], entries: Iterable[Entry], numeric: bool = False) -> Listing:
+    found = [_without_nul(entry) for entry in entries]
+    for name in ("member", "path"):  # one stable sort after the other: a key of both would be a tuple for each entry
+        found.sort(key=attrgetter(name))
     names = {_readable(name) for name in classes if name and "\0" not in name}
     if numeric and all(name.isascii() and name.isdigit() for name in names):
         ordered = sorted(names, key=int)
     else:
         ordered = sorted(names)
-    return Listing(Path(root).absolute(), tuple(ordered), tuple(sorted(entries, key=lambda e: (e.path, e.member))))
+    return Listing(Path(root).absolute(), tuple(ordered), table_of(Entry, found, _ENTRY_SCHEMA))
 
 
 def _without_nul(entry: Entry) -> Entry:
@@ -234,17 +254,19 @@ def read_manifest(manifest: Path, sublabel_column: str = "") -> Listing:
                 allowed="path, label, [split]",
             )
 
-    def texts(name: str) -> list[str]:
-        return ["" if value is None else str(value) for value in table.column(columns[name]).to_pylist()]
+    def texts(name: str) -> Iterator[str]:
+        for chunk in table.column(columns[name]).chunks:
+            yield from ("" if value is None else str(value) for value in chunk.to_pylist())
 
-    splits = texts("split") if "split" in columns else ["train"] * table.num_rows
-    sublabels = texts(sublabel_column.lower()) if sublabel_column else [""] * table.num_rows
+    splits = texts("split") if "split" in columns else itertools.repeat("train", table.num_rows)
+    sublabels = texts(sublabel_column.lower()) if sublabel_column else itertools.repeat("", table.num_rows)
     entries, seen = [], set()
     for path, label, split, sublabel in zip(texts("path"), texts("label"), splits, sublabels, strict=True):
         if split.lower() not in SPLIT_NAMES:
             raise InputError(f"manifest {manifest}: unknown split", value=split, allowed=", ".join(SPLIT_NAMES))
         reason = "no label" if not label else "listed twice" if path in seen else ""
         seen.add(path)
+        label, sublabel = sys.intern(label), sys.intern(sublabel)  # one string for all images of a class
         entries.append(Entry(path, label, SPLIT_NAMES[split.lower()], sublabel=sublabel, reason=reason))
     return _listing(manifest.parent, (entry.class_name for entry in entries), entries, numeric=True)
 

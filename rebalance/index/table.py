@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +43,26 @@ SCHEMA = pa.schema(
 )
 """`path` is relative to the root; `member` and `offset` locate an image inside a tar file (offset -1: a plain file)."""
 
+_WORDS = ("class", "sublabel", "split", "status", "reason")
+"""Columns of few different values."""
+
+_BLOCK = 1 << 13
+
+
+def table_of(kind: type, rows: Iterable[Any], schema: pa.Schema) -> pa.Table:
+    """Return rows as a table, block by block as they come: as objects they take several times its memory.
+
+    Args:
+        kind: dataclass of the rows; its fields are the columns, in the order of the schema.
+        rows: values of that class.
+        schema: names and types of the columns.
+    """
+    values = map(attrgetter(*(field.name for field in fields(kind))), rows)
+    blocks = [schema.empty_table()]
+    while block := list(itertools.islice(values, _BLOCK)):
+        blocks.append(pa.table(list(zip(*block, strict=True)), schema=schema))
+    return pa.concat_tables(blocks)
+
 
 @dataclass(frozen=True)
 class ImageIndex:
@@ -55,11 +80,15 @@ class ImageIndex:
 
     def column(self, name: str) -> np.ndarray:
         """Return a column as a numpy array, one value a row."""
+        if name not in self._columns:
+            column = self.table.column(name)
+            self._columns[name] = _words(column) if name in _WORDS else _array(column)
         return self._columns[name]
 
     @cached_property
     def _columns(self) -> dict[str, np.ndarray]:
-        return {name: self.table.column(name).to_numpy(zero_copy_only=False) for name in self.table.column_names}
+        """Those asked for so far; all of them take several times the memory of the table."""
+        return {}
 
     @cached_property
     def usable(self) -> np.ndarray:
@@ -74,9 +103,13 @@ class ImageIndex:
     def counts(self, split: str) -> dict[str, int]:
         """Return the number of usable images of every class in a split, in label order."""
         chosen = self.usable & (self.column("split") == split)
-        names, numbers = np.unique(self.column("class")[chosen].astype(str), return_counts=True)
-        found = dict(zip(names.tolist(), numbers.tolist(), strict=True))
-        return {name: found.get(name, 0) for name in self.classes}
+        found = Counter(self.column("class")[chosen].tolist())
+        return {name: found[name] for name in self.classes}
+
+    def n_copies(self) -> np.ndarray:
+        """Return how many rows have the content of each row, (n,) int64; files that were never read count as one."""
+        contents = self.table.column("hash").dictionary_encode().combine_chunks().indices.to_numpy()
+        return np.bincount(contents)[contents]
 
     def label(self, class_name: str) -> int:
         """Return the label of a class: its position among the classes."""
@@ -84,8 +117,12 @@ class ImageIndex:
 
     def name(self, image_id: int) -> str:
         """Return what a user would call an image: its path, and its member for an image inside a tar file."""
-        path, member = self.column("path")[image_id], self.column("member")[image_id]
+        path, member = self._value("path", image_id), self._value("member", image_id)
         return f"{path}/{member}" if member else path
+
+    def _value(self, name: str, image_id: int) -> Any:
+        """Return one value of a column that should not become an array for it."""
+        return self.table.column(name)[int(image_id)].as_py()
 
     def read(self, image_id: int) -> bytes:
         """Return the bytes of an image's file.
@@ -93,8 +130,8 @@ class ImageIndex:
         Raises:
             InputError: the file has gone or has changed since it was indexed.
         """
-        path, offset = self.root / self.column("path")[image_id], int(self.column("offset")[image_id])
-        size = int(self.column("bytes")[image_id])
+        path, offset = self.root / self._value("path", image_id), self._value("offset", image_id)
+        size = self._value("bytes", image_id)
         try:
             with open(path, "rb") as file:
                 file.seek(max(offset, 0))
@@ -103,7 +140,7 @@ class ImageIndex:
             raise InputError(
                 f"cannot read {path}: {error.strerror}", remedy="Restore the data set, or name where it is with --data"
             ) from error
-        if files.sha256_bytes(data) != self.column("hash")[image_id]:
+        if files.sha256_bytes(data) != self._value("hash", image_id):
             raise InputError(f"{path} has changed since it was indexed", remedy="Restore the data set")
         return data
 
@@ -122,11 +159,11 @@ class ImageIndex:
     def fingerprint(self) -> str:
         """SHA-256 over what decides the data: names, classes, splits and content hashes, not where they lie."""
         digest = hashlib.sha256(json.dumps(self.classes).encode())
-        columns = [
-            self.column(name).astype(str) for name in ("path", "member", "class", "sublabel", "split", "hash", "status")
-        ]
-        for row in zip(*columns, strict=True):
-            digest.update("\0".join(row).encode() + b"\n")
+        what = self.table.select(("path", "member", "class", "sublabel", "split", "hash", "status"))
+        for first in range(0, len(what), _BLOCK):  # arrays of text take many times the table
+            columns = [_array(column).astype(str) for column in what.slice(first, _BLOCK).columns]
+            for row in zip(*columns, strict=True):
+                digest.update("\0".join(row).encode() + b"\n")
         return digest.hexdigest()
 
     def moved_to(self, data: Path) -> ImageIndex:
@@ -155,6 +192,16 @@ class ImageIndex:
             raise DamagedError(f"{path} is missing or damaged: {error}") from error
 
 
+def _array(column: pa.ChunkedArray) -> np.ndarray:
+    return column.to_numpy(zero_copy_only=False)
+
+
+def _words(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column as an array in which equal values are one object."""
+    encoded = column.dictionary_encode().combine_chunks()
+    return encoded.dictionary.to_numpy(zero_copy_only=False)[encoded.indices.to_numpy()]
+
+
 def carve_validation(index: ImageIndex, fraction: float, seed: int) -> ImageIndex:
     """Move a seeded, stratified share of train to a new val split; a no-op where a val split exists.
 
@@ -169,13 +216,11 @@ def carve_validation(index: ImageIndex, fraction: float, seed: int) -> ImageInde
     split = index.column("split").copy()
     if fraction == 0 or (split == "val").any():
         return index
-    hashes = index.column("hash").astype(str)
-    train = index.usable & (split == "train")
-    _, inverse, copies = np.unique(hashes, return_inverse=True, return_counts=True)
+    train, n_copies = index.usable & (split == "train"), index.n_copies()
     for label, class_name in enumerate(index.classes):
         rows = np.flatnonzero(train & (index.column("class") == class_name))
         n_val = min(int(len(rows) * fraction), len(rows) - 1)
-        eligible = rows[copies[inverse[rows]] == 1]
+        eligible = rows[n_copies[rows] == 1]
         order = np.random.default_rng((seed, label)).permutation(len(eligible))
         split[eligible[order[: max(n_val, 0)]]] = "val"
     position = index.table.schema.get_field_index("split")

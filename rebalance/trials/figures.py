@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+
+from rebalance.estimators import student_quantile
 
 CONFIDENCE = 0.95
 
@@ -90,5 +91,5 @@ def spread(values: Sequence[float]) -> Spread:
     if n < 2 or not np.isfinite(mean):
         return Spread(mean, None, None, None)
     deviation = float(known.std(ddof=1))
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * deviation / math.sqrt(n)
+    half = student_quantile(0.5 + CONFIDENCE / 2, n - 1) * deviation / math.sqrt(n)
     return Spread(mean, deviation, mean - half, mean + half)
