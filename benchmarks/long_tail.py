@@ -42,10 +42,11 @@ from rebalance.config import load_recipe
 from rebalance.devices import cpu_count
 from rebalance.index import build_index, carve_validation
 from rebalance.trials import Downstream, parse_arms
+from rebalance.trials.amounts import amounts
 from rebalance.trials.arms import Arm
 from rebalance.trials.classifier import Trial, loop_options
 from rebalance.trials.figures import SCALARS, Spread, figures, spread
-from rebalance.trials.pools import Pool, grayed, mixture
+from rebalance.trials.pools import Mixture, Pool, grayed
 from rebalance.trials.study import STUDY, TRIALS
 from rebalance.views import View
 
@@ -197,9 +198,10 @@ class Draw:
         kept = files.read_sealed_json(self.place / "study" / STUDY)["loop"]
         loop = replace(loop_options(recipe.downstream), **kept)
         torch.set_num_threads(loop.threads)
-        drawn = mixture(pools["train"], None, 0.0, None, True, pools["train"].counts)
+        counts = pools["train"].counts
+        drawn = Mixture.of_amounts(pools["train"], None, amounts(counts, np.zeros_like(counts), None, True, False))
         plain = Arm("plain", augment=arm.augment)
-        none = Pool(pools["test"].pixels[:0], np.zeros_like(pools["test"].counts))
+        none = pools["test"].first(np.zeros_like(pools["test"].counts))
         lines = []
         for seed in range(self.seeds):
             found = Trial(plain, seed, drawn, recipe.downstream, loop, torch.device("cpu")).run(

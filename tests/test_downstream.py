@@ -25,11 +25,12 @@ from rebalance.errors import InputError, RefusedError
 from rebalance.trainable import StepContext
 from rebalance.training import fit
 from rebalance.trials import DEFAULT, downstream, parse_arms, study
+from rebalance.trials.amounts import amounts, amounts_of, at_most
 from rebalance.trials.arms import BEST, CHEAP, FULL, REMEDIES, Arm, parse_multiple
 from rebalance.trials.chart import chart_png
 from rebalance.trials.classifier import Classifier, Trial, class_weights, loop_options
 from rebalance.trials.figures import figures, spread
-from rebalance.trials.pools import ClassifierBatch, Pool, grayed, mixture, with_smote
+from rebalance.trials.pools import ClassifierBatch, Mixture, Pool, grayed, with_smote
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -128,14 +129,18 @@ def test_wrong_multiples_are_named(text):
 # What is drawn
 
 
+def drawing(real: Pool, made: Pool | None, n: np.ndarray, share: float | None, balanced: bool) -> Mixture:
+    """What is drawn of so many synthetic images of each class."""
+    return Mixture.of_amounts(real, made, amounts(real.counts, n, share, balanced, filled=False))
+
+
 def test_natural_and_balanced_draws_have_the_wanted_proportions():
     real, made = pool(60, 30, 10), pool(0, 0, 50, level=100)
-    natural = mixture(real, made, 2.0, None, False, real.counts)
-    assert natural.limits.tolist() == [0, 0, 20]
-    assert natural.probabilities == pytest.approx([0.5, 0.25, 0.25])
-    assert natural.shares == pytest.approx([0, 0, 2 / 3])
-    balanced = mixture(real, made, FULL, 0.3, True, real.counts)
-    assert balanced.limits.tolist() == [0, 0, 50] and balanced.probabilities == pytest.approx([1 / 3] * 3)
+    drawn = drawing(real, made, np.array([0, 0, 20]), None, False)
+    assert drawn.probabilities == pytest.approx([0.5, 0.25, 0.25])
+    assert drawn.shares == pytest.approx([0, 0, 2 / 3])
+    balanced = drawing(real, made, made.counts, 0.3, True)
+    assert balanced.probabilities == pytest.approx([1 / 3] * 3)
     pixels, labels = balanced.draw(6000, np.random.default_rng(0))
     values = pixels[:, 0, 0, 0]
     assert (values[labels < 2] < 100).all(), "classes without synthetic images are drawn from the real ones"
@@ -147,7 +152,7 @@ def test_natural_and_balanced_draws_have_the_wanted_proportions():
 
 def test_only_the_first_synthetic_images_are_drawn_and_none_of_them_late():
     real, made = pool(10, 4), pool(0, 50, level=100)
-    drawn = mixture(real, made, 2.0, None, True, real.counts)
+    drawn = drawing(real, made, np.array([0, 8]), None, True)
     pixels, _ = drawn.draw(3000, np.random.default_rng(0))
     synthetic = pixels[pixels[:, 0, 0, 0] >= 100, 0, 0, 0]
     assert set(synthetic.tolist()) == {120 + n for n in range(8)}
@@ -156,10 +161,40 @@ def test_only_the_first_synthetic_images_are_drawn_and_none_of_them_late():
 
 
 def test_multiples_count_real_images_and_no_more_than_there_are():
-    real, made = pool(10, 5), pool(0, 7, level=100)
-    assert mixture(real, made, 1.0, None, False, real.counts).limits.tolist() == [0, 5]
-    assert mixture(real, made, 5.0, None, False, real.counts).limits.tolist() == [0, 7]
-    assert mixture(real, made, FULL, None, False, real.counts).limits.tolist() == [0, 7]
+    made, real = np.array([0, 7]), np.array([10, 5])
+    assert [at_most(made, real, multiple).tolist() for multiple in (1.0, 5.0, FULL)] == [[0, 5], [0, 7], [0, 7]]
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=1, max_size=5))
+def test_smote_and_synthetic_images_bring_every_class_to_the_same_size(counts):
+    n_real, n_synthetic = np.array(counts).T
+    if not n_real.any():
+        return
+    found = amounts(n_real, n_synthetic, None, False, filled=True)
+    total = found.real + found.synthetic
+    assert (found.real >= n_real).all() and (found.real[n_real == 0] == 0).all()
+    within = (n_real > 0) & (n_real + n_synthetic <= n_real.max())
+    assert (total[within] == n_real.max()).all(), "none becomes larger than the largest"
+    assert len(np.unique(found.probabilities[total > 0])) == 1, "and every class is drawn as often"
+
+
+def test_smote_with_synthetic_images_takes_the_fewer_of_its_own():
+    real, made = pool(12, 3), pool(0, 4, level=100)
+    filled = with_smote(real, seed=0)
+    arm, available = Arm("smote", synthetic="filtered", multiple=FULL), {"filtered": made.counts}
+    drawn = Mixture.of_amounts(filled, made, amounts_of(arm, real.counts, available, real.counts, [1]))
+    assert drawn.real.counts.tolist() == [12, 8] and drawn.synthetic.counts.tolist() == [0, 4]
+    assert drawn.shares == pytest.approx([0, 1 / 3]) and drawn.probabilities == pytest.approx([0.5, 0.5])
+    assert np.array_equal(drawn.real.of_class(1)[:3], real.of_class(1)), "real images come first"
+
+
+def test_parts_of_a_pool_share_its_pixels():
+    whole = pool(3, 2)
+    first = whole.first(np.array([1, 5]))
+    assert first.counts.tolist() == [1, 2] and first.pixels is whole.pixels
+    assert [first.of_class(label).ravel().tolist() for label in (0, 1)] == [[0], [20, 21]]
+    odd = whole.kept(np.arange(5) % 2 == 1)
+    assert odd.of_class(0).ravel().tolist() == [1] and odd.of_class(1).ravel().tolist() == [20]
 
 
 def test_smote_fills_every_class_between_its_own_images():
@@ -180,14 +215,14 @@ def test_class_weights_make_all_present_classes_count_the_same(counts):
 
 
 def test_pools_without_colour_keep_one_channel():
-    gray = Pool(np.full((2, 2, 2, 3), 7, np.uint8), np.array([2]))
-    coloured = Pool(np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3), np.array([2]))
+    gray = Pool.of_sorted(np.full((2, 2, 2, 3), 7, np.uint8), np.array([2]))
+    coloured = Pool.of_sorted(np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3), np.array([2]))
     assert grayed({"x": gray})["x"].pixels.shape == (2, 2, 2, 1)
     assert grayed({"x": gray, "y": coloured})["x"].pixels.shape == (2, 2, 2, 3)
 
 
 def test_mixup_reweights_late_and_weighted_always():
-    drawn, options = mixture(pool(30, 10), None, 0, None, False, np.array([30, 10])), DownstreamOptions(batch=8)
+    drawn, options = drawing(pool(30, 10), None, np.zeros(2, int), None, False), DownstreamOptions(batch=8)
 
     def batch(remedy: str, progress: float) -> ClassifierBatch:
         trial = Trial(Arm(remedy), 0, drawn, options, loop_options(options), torch.device("cpu"))
@@ -220,7 +255,7 @@ def test_a_classifier_learns_what_can_be_told_apart(architecture):
     real, test = Pool.of_classes([dark[:30], bright[:30]]), Pool.of_classes([dark[30:], bright[30:]])
     options = DownstreamOptions(architecture=architecture, width=8, blocks=(1, 1), steps=60, batch=16)
     loop = replace(loop_options(options, threads=1), precision="fp32", memory_format="contiguous")
-    drawn = mixture(real, None, 0, None, True, real.counts)
+    drawn = drawing(real, None, np.zeros(2, int), None, True)
     trial = Trial(Arm("oversampling", augment=True), 0, drawn, options, loop, torch.device("cpu"))
     steps = []
     found = trial.run(test, test, lambda: steps.append(1))
@@ -511,7 +546,7 @@ def test_a_class_without_train_images_is_drawn_from_its_synthetic_ones(real, syn
         tmp_path / "data", synthetic, results=tmp_path / "s", arms=["oversampling+filtered+xfull+share=0.3"], **FAST
     )
     assert found.arms[0].synthetic == {"poor": 20} and "new" in found.arms[0].recalls
-    drawn = mixture(pool(4, 0), pool(0, 5, level=100), FULL, 0.3, True, np.array([4, 0]))
+    drawn = drawing(pool(4, 0), pool(0, 5, level=100), np.array([0, 5]), 0.3, True)
     pixels, labels = drawn.draw(500, np.random.default_rng(0))
     assert (pixels[labels == 1] >= 120).all() and 0.4 < (labels == 1).mean() < 0.6
 
@@ -519,7 +554,7 @@ def test_a_class_without_train_images_is_drawn_from_its_synthetic_ones(real, syn
 def test_augmentation_and_dropout_differ_from_seed_to_seed(monkeypatch):
     options, real = DownstreamOptions(width=2, blocks=(1,), steps=1, batch=4), pool(4, 4)
     loop = replace(loop_options(options, threads=1), precision="fp32", memory_format="contiguous")
-    drawn, seen = mixture(real, None, 0, None, True, real.counts), []
+    drawn, seen = drawing(real, None, np.zeros(2, int), None, True), []
     forward = Classifier.forward
     monkeypatch.setattr(
         Classifier, "forward", lambda self, b, c: seen.append(c.draws.uniform(2).tolist()) or forward(self, b, c)
@@ -527,6 +562,14 @@ def test_augmentation_and_dropout_differ_from_seed_to_seed(monkeypatch):
     for seed in (0, 1):
         Trial(Arm("plain"), seed, drawn, options, loop, torch.device("cpu")).run(real, real, lambda: None)
     assert seen[0] != seen[1]
+
+
+def test_smote_is_made_once_a_seed_for_all_arms_with_it(real, synthetic, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(study, "with_smote", lambda real, seed: made.append(seed) or with_smote(real, seed))
+    arms = ["smote", "smote+filtered+x1", "smote+filtered+xfull", "best+filtered+x2"]
+    found = downstream(real, synthetic, results=tmp_path / "s", arms=arms, **FAST)
+    assert made == [0, 1] and [arm.synthetic.get("poor", 0) for arm in found.arms] == [0, 6, 20, 12]
 
 
 def test_the_command_prints_a_table_or_json(real, synthetic, tmp_path):

@@ -19,7 +19,8 @@ from rebalance.generation import LoadedRun
 from rebalance.index import ImageIndex
 from rebalance.index.table import SPLITS
 from rebalance.pictures import Picture, check_classes, pictures_of_folder, pictures_of_output, view_of
-from rebalance.trials.arms import CONTROL, FILTERED, UNFILTERED
+from rebalance.trials.amounts import Amounts, amounts_of
+from rebalance.trials.arms import CONTROL, FILTERED, SYNTHETIC, UNFILTERED, Arm
 from rebalance.trials.control import rich_translations
 from rebalance.trials.pools import Pool, grayed, load_pool
 from rebalance.views import View
@@ -48,6 +49,11 @@ class Material:
     def n_real(self) -> np.ndarray:
         """(classes,) real train images."""
         return self.pools["train"].counts
+
+    def amounts(self, arm: Arm) -> Amounts:
+        """Decide how an arm draws."""
+        available = {origin: self.pools[origin].counts for origin in SYNTHETIC if origin in self.pools}
+        return amounts_of(arm, self.n_real, available, self.n_real, self.poor)
 
 
 @dataclass(frozen=True)

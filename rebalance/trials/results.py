@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rebalance.trials.amounts import Amounts
 from rebalance.trials.arms import FILTERED, Arm
 from rebalance.trials.classifier import Confusion
 from rebalance.trials.figures import SCALARS, Figures, Spread, figures, spread
@@ -112,19 +113,6 @@ def _plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Amounts:
-    """How many synthetic images an arm draws from.
-
-    Attributes:
-        limits: (classes,) synthetic images.
-        shares: (classes,) of the class's draws that are synthetic.
-    """
-
-    limits: np.ndarray
-    shares: np.ndarray
-
-
-@dataclass(frozen=True)
 class Summary:
     """Turns trials into results.
 
@@ -187,9 +175,9 @@ class Summary:
 
     def _amounts(self, arm: Arm) -> tuple[dict[str, int], dict[str, float]]:
         amounts, classes = self.amounts[arm], self.material.classes
-        used = [label for label, n in enumerate(amounts.limits) if n]
+        used = [label for label, n in enumerate(amounts.synthetic) if n]
         return (
-            {classes[label]: int(amounts.limits[label]) for label in used},
+            {classes[label]: int(amounts.synthetic[label]) for label in used},
             {classes[label]: round(float(amounts.shares[label]), 6) for label in used},
         )
 
@@ -200,7 +188,7 @@ class Summary:
         arms = [arm for arm in self.trials if arm == best or self._builds_on(arm, best)]
         if arms == [best]:
             return None
-        arms.sort(key=lambda arm: int(self.amounts[arm].limits.sum()))
+        arms.sort(key=lambda arm: int(self.amounts[arm].synthetic.sum()))
         chosen = max(arms, key=lambda arm: np.mean(self.val(arm)))
         synthetic, shares = self._amounts(chosen)
         n_real = {name: int(self.material.n_real[self.material.classes.index(name)]) for name in synthetic}

@@ -28,17 +28,19 @@ from rebalance.shards.request import device_kind
 from rebalance.training import RunDirectory
 from rebalance.training.loop import LoopOptions
 from rebalance.training.precision import choose, described
-from rebalance.trials.arms import BEST, CONTROL, DEFAULT, FILTERED, UNFILTERED, Arm, parse_arms, parse_multiple
+from rebalance.trials.amounts import Amounts
+from rebalance.trials.arms import BEST, CONTROL, DEFAULT, PLAIN, SMOTE, UNFILTERED, Arm, parse_arms, parse_multiple
 from rebalance.trials.chart import chart_png
 from rebalance.trials.classifier import Classifier, Confusion, Trial, loop_options
 from rebalance.trials.material import Material, Sources
-from rebalance.trials.pools import Mixture, Pool, mixture, with_smote
-from rebalance.trials.results import Amounts, Downstream, Summary
+from rebalance.trials.pools import Mixture, Pool, with_smote
+from rebalance.trials.results import Downstream, Summary
 
 logger = logging.getLogger(__name__)
 
 RESULT, STUDY, TUNED, TRIALS, CHART = "downstream.json", "study.json", "tuned.json", "trials", "chart.png"
 MULTIPLES = ("1", "2", "5", "10", "full")
+_FILLED_BYTES = 2**30
 
 
 def downstream(
@@ -209,10 +211,10 @@ def _timed_loop(
     path: Path, identity: dict[str, Any], recipe: Recipe, material: Material, device: torch.device
 ) -> LoopOptions:
     """Time how classifiers are computed fastest here, and keep it with what the study is of."""
-    options, real = recipe.downstream, material.pools["train"]
+    options, real, plain = recipe.downstream, material.pools["train"], Arm(PLAIN)
     classifier = Classifier.build(options, real.pixels.shape[3], len(material.classes), True, recipe.seed)
-    plain = mixture(real, None, 0.0, None, False, material.n_real)
-    batch = Trial(Arm("plain"), 0, plain, options, loop_options(options), device).batch(np.random.default_rng(0), 0.0)
+    drawn = Mixture.of_amounts(real, None, material.amounts(plain))
+    batch = Trial(plain, 0, drawn, options, loop_options(options), device).batch(np.random.default_rng(0), 0.0)
     loop, duels = choose(classifier, loop_options(options, recipe.training.threads), device, batch)
     logger.info("classifier: %s chosen (%s)", described(loop), "; ".join(map(str, duels)))
     kept = {"precision": loop.precision, "memory_format": loop.memory_format, "threads": loop.threads}
@@ -282,8 +284,7 @@ class _Study:
         for seed in range(seeds):  # so that all arms are known by one seed first
             for arm in arms:
                 trials[arm].append(self._trial(arm, seed, bar))
-        drawn = {arm: self._mixture(arm, 0) for arm in arms}
-        return {arm: Amounts(mixed.limits, mixed.shares) for arm, mixed in drawn.items()}, trials
+        return {arm: self.material.amounts(arm) for arm in arms}, trials
 
     def _path(self, arm: Arm, seed: int) -> Path:
         return self.folder / TRIALS / arm.name / f"seed-{seed}.json"
@@ -302,23 +303,18 @@ class _Study:
 
     def _mixture(self, arm: Arm, seed: int) -> Mixture:
         """Decide what an arm draws."""
-        real, n_real = self.material.pools["train"], self.material.n_real
-        synthetic: Pool | None = self.material.pools[arm.synthetic] if arm.synthetic else None
-        if arm.remedy == "smote":
-            real = self._filled(seed)
-        balanced, multiple = arm.remedy == "oversampling", arm.multiple or 0.0
-        if arm.synthetic != CONTROL:
-            return mixture(real, synthetic, multiple, arm.share, balanced, n_real)
-        # Classes as often as without it, and as large a share in each, or being synthetic would tell something.
-        like = mixture(real, self.material.pools[FILTERED], multiple, arm.share, balanced, n_real)
-        share = float(like.shares[list(self.material.poor)].mean())
-        drawn = mixture(real, synthetic, multiple, share, balanced, n_real)
-        return replace(drawn, probabilities=like.probabilities)
+        pools = self.material.pools
+        real = self._filled(seed) if arm.remedy == SMOTE else pools["train"]
+        return Mixture.of_amounts(real, pools[arm.synthetic] if arm.synthetic else None, self.material.amounts(arm))
 
     def _filled(self, seed: int) -> Pool:
-        """Return the train images with SMOTE's, kept until another seed's are asked for."""
+        """Return the train images with SMOTE's up to the largest class, of which each arm takes what it needs.
+
+        They are made once a seed and kept, unless those of all seeds take too much memory.
+        """
         if seed not in self.filled:
-            self.filled.clear()
+            if sum(pool.pixels.nbytes for pool in self.filled.values()) > _FILLED_BYTES:
+                self.filled.clear()
             self.filled[seed] = with_smote(self.material.pools["train"], seed)
         return self.filled[seed]
 
