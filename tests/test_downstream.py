@@ -22,14 +22,19 @@ from rebalance.cli import cli
 from rebalance.config import DownstreamOptions
 from rebalance.draws import Draws
 from rebalance.errors import InputError, RefusedError
+from rebalance.generation import load_run
+from rebalance.index import build_index, carve_validation
+from rebalance.shards.manifest import manifest_of
 from rebalance.trainable import StepContext
-from rebalance.training import fit
+from rebalance.training import RunDirectory, fit
 from rebalance.trials import DEFAULT, downstream, parse_arms, study
 from rebalance.trials.amounts import amounts, amounts_of, at_most
 from rebalance.trials.arms import BEST, CHEAP, FULL, REMEDIES, Arm, parse_multiple
 from rebalance.trials.chart import chart_png
 from rebalance.trials.classifier import Classifier, Trial, class_weights, loop_options
 from rebalance.trials.figures import figures, spread
+from rebalance.trials.held_out import HeldOut
+from rebalance.trials.material import Sources
 from rebalance.trials.pools import ClassifierBatch, Mixture, Pool, grayed, with_smote
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -486,7 +491,55 @@ def test_missing_splits_are_named_and_val_is_held_out(real, synthetic, tmp_path)
     with pytest.raises(InputError, match="no val image"):
         downstream(tmp_path / "data", synthetic, **place, **FAST | {"overrides": (*FEW, "data.val_fraction=0")})
     held_out = downstream(tmp_path / "data", synthetic, **place, **FAST)
-    assert "class 'poor' has no val images: no choice sees it" in held_out.notes, "a tenth of 6 is none"
+    assert not any("no val images" in note for note in held_out.notes), "one of 6 is held out, though a tenth is none"
+    assert any("OUT may have been made from it" in note for note in held_out.notes)
+
+
+@pytest.fixture(scope="module")
+def without_val(real, tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("without-val") / "data"
+    shutil.copytree(real, place)
+    shutil.rmtree(place / "val")
+    return place
+
+
+def sources(data: Path, out: Path, run: Path | None = None) -> Sources:
+    loaded = load_run(RunDirectory(run), str(data), torch.device("cpu")) if run else None
+    held_out = HeldOut(build_index(data), 0.2, 0)
+    return Sources(held_out, out, manifest_of(out), loaded, out, None, torch.device("cpu"), progress=False)
+
+
+def test_every_seed_holds_out_other_images_where_data_has_no_val(without_val, real, synthetic):
+    material = sources(without_val, synthetic).material([])
+    seeds = [material.of_seed(seed) for seed in range(3)]
+    for pools in seeds:
+        assert pools["train"].counts.tolist() == [32, 24, 5] and pools["val"].counts.tolist() == [8, 6, 1]
+        assert not set(pools["train"].rows) & set(pools["val"].rows)
+        assert pools["filtered"].counts.tolist() == [0, 0, 20], "nobody knows what they were made from"
+    assert not set(seeds[0]["val"].rows) & set(seeds[1]["val"].rows)
+    run_split = carve_validation(build_index(without_val), 0.2, 0)
+    assert (
+        material.real_ids[seeds[0]["val"].rows].tolist() == np.flatnonzero(run_split.column("split") == "val").tolist()
+    )
+    own = sources(real, synthetic).material([])
+    assert [own.of_seed(seed)["val"].counts.tolist() for seed in (0, 1)] == [[8, 8, 8]] * 2
+    assert np.array_equal(own.of_seed(0)["val"].rows, own.of_seed(1)["val"].rows)
+
+
+def test_no_seed_trains_on_what_was_made_from_its_val_images(without_val, tmp_path):
+    recipe = tiny_recipe(data={"val_fraction": 0.2})
+    fit(without_val, tmp_path / "run", recipe, balance={"poor": 40}, device="cpu")
+    shards.generate(tmp_path / "run", tmp_path / "out", device="cpu", filter_images=False)
+    material = sources(without_val, tmp_path / "out", tmp_path / "run").material(["control"])
+    made = len(material.pools["filtered"].rows)
+    for seed in range(3):
+        pools, held = material.of_seed(seed), material.held_out.ids(seed)
+        for origin in ("filtered", "control"):
+            used = material.made_from[origin][np.isin(material.pools[origin].rows, pools[origin].rows)]
+            assert len(used) and (material.made_from[origin] >= 0).all() and not np.isin(used, held).any()
+        assert (len(pools["filtered"].rows) == made) == (seed == 0), "a run makes nothing of its own val images"
+    limited = material.amounts(Arm("plain", synthetic="filtered", multiple=2.0), material.of_seed(1))
+    assert limited.synthetic.tolist() == [0, 0, 10], "as many in every seed, while there are enough"
 
 
 def test_a_class_missing_in_test_and_val_is_said(real, synthetic, tmp_path):

@@ -22,7 +22,7 @@ from rebalance.config.options import to_mapping
 from rebalance.devices import choose_device
 from rebalance.errors import DamagedError, InputError, RefusedError
 from rebalance.generation import LoadedRun, load_run
-from rebalance.index import build_index, carve_validation
+from rebalance.index import build_index
 from rebalance.shards.manifest import REQUEST, manifest_of
 from rebalance.shards.request import device_kind
 from rebalance.training import RunDirectory
@@ -32,7 +32,8 @@ from rebalance.trials.amounts import Amounts
 from rebalance.trials.arms import BEST, CONTROL, DEFAULT, PLAIN, SMOTE, UNFILTERED, Arm, parse_arms, parse_multiple
 from rebalance.trials.chart import chart_png
 from rebalance.trials.classifier import Classifier, Confusion, Trial, loop_options
-from rebalance.trials.material import Material, Sources
+from rebalance.trials.held_out import HeldOut
+from rebalance.trials.material import TEST, TRAIN, VAL, Material, Sources
 from rebalance.trials.pools import Mixture, Pool, with_smote
 from rebalance.trials.results import Downstream, Summary
 
@@ -99,18 +100,18 @@ def downstream(
     if not overwrite:
         wanted = tuple(dict.fromkeys((*wanted, *_finished(folder, seeds, loaded is not None))))
     index = build_index(Path(data), progress=progress)
-    held_out = manifest["validation"] if manifest else {"fraction": chosen.data.val_fraction, "seed": chosen.seed}
-    index = carve_validation(index, **held_out)
+    validation = manifest["validation"] if manifest else {"fraction": chosen.data.val_fraction, "seed": chosen.seed}
+    held_out = HeldOut(index, **validation)
     synthetic = manifest.get("fingerprint") or build_index(out).fingerprint
     identity = {
         "data": index.fingerprint, "synthetic": synthetic, "square": square, "device": device_kind(place),
-        "downstream": to_mapping(chosen.downstream),
+        "val": {**validation, "by_seed": held_out.changes}, "downstream": to_mapping(chosen.downstream),
         "libraries": {"torch": torch.__version__, "numpy": np.__version__, "pillow": PIL.__version__},
     }  # fmt: skip
     key = files.sha256_bytes(files.canonical_json(identity).encode())
     with _begun(folder, overwrite):
         kept = _kept_loop(folder / STUDY, identity, chosen.downstream)
-        sources = Sources(index, out, manifest, loaded, folder, square, place, progress)
+        sources = Sources(held_out, out, manifest, loaded, folder, square, place, progress)
         material = sources.material({arm.synthetic for arm in wanted})
         loop = kept or _timed_loop(folder / STUDY, identity, chosen, material, place)
         study = _Study(folder, key, material, chosen.downstream, loop, place)
@@ -211,7 +212,7 @@ def _timed_loop(
     path: Path, identity: dict[str, Any], recipe: Recipe, material: Material, device: torch.device
 ) -> LoopOptions:
     """Time how classifiers are computed fastest here, and keep it with what the study is of."""
-    options, real, plain = recipe.downstream, material.pools["train"], Arm(PLAIN)
+    options, real, plain = recipe.downstream, material.of_seed(0)[TRAIN], Arm(PLAIN)
     classifier = Classifier.build(options, real.pixels.shape[3], len(material.classes), True, recipe.seed)
     drawn = Mixture.of_amounts(real, None, material.amounts(plain))
     batch = Trial(plain, 0, drawn, options, loop_options(options), device).batch(np.random.default_rng(0), 0.0)
@@ -258,6 +259,7 @@ class _Study:
     options: DownstreamOptions
     loop: LoopOptions
     device: torch.device
+    pools: dict[int, dict[str, Pool]] = field(default_factory=dict)
     filled: dict[int, Pool] = field(default_factory=dict)
 
     def run(self, wanted: Sequence[Arm], seeds: int, bar: _Progress) -> tuple[Summary, Arm | None]:
@@ -291,21 +293,27 @@ class _Study:
 
     def _trial(self, arm: Arm, seed: int, bar: _Progress) -> Confusion:
         """Return a trial's outcome, from its file where it has been run."""
-        path, pools = self._path(arm, seed), self.material.pools
+        path = self._path(arm, seed)
         found = _stored(path, self.key)
         if found is None:
             bar.begin(arm.name, seed)
             trial = Trial(arm, seed, self._mixture(arm, seed), self.options, self.loop, self.device)
-            found = trial.run(pools["val"], pools["test"], bar.step)
+            found = trial.run(self._pools(seed)[VAL], self._pools(seed)[TEST], bar.step)
             values = {"val": found.val.tolist(), "test": found.test.tolist(), "seconds": found.seconds}
             files.write_sealed_json(path, {**values, "study": self.key})
         return found
 
     def _mixture(self, arm: Arm, seed: int) -> Mixture:
         """Decide what an arm draws."""
-        pools = self.material.pools
-        real = self._filled(seed) if arm.remedy == SMOTE else pools["train"]
-        return Mixture.of_amounts(real, pools[arm.synthetic] if arm.synthetic else None, self.material.amounts(arm))
+        pools = self._pools(seed)
+        real = self._filled(seed) if arm.remedy == SMOTE else pools[TRAIN]
+        synthetic = pools[arm.synthetic] if arm.synthetic else None
+        return Mixture.of_amounts(real, synthetic, self.material.amounts(arm, pools))
+
+    def _pools(self, seed: int) -> dict[str, Pool]:
+        if seed not in self.pools:
+            self.pools[seed] = self.material.of_seed(seed)
+        return self.pools[seed]
 
     def _filled(self, seed: int) -> Pool:
         """Return the train images with SMOTE's up to the largest class, of which each arm takes what it needs.
@@ -315,7 +323,7 @@ class _Study:
         if seed not in self.filled:
             if sum(pool.pixels.nbytes for pool in self.filled.values()) > _FILLED_BYTES:
                 self.filled.clear()
-            self.filled[seed] = with_smote(self.material.pools["train"], seed)
+            self.filled[seed] = with_smote(self._pools(seed)[TRAIN], seed)
         return self.filled[seed]
 
 
