@@ -36,6 +36,7 @@ from rebalance.trials.figures import figures, spread
 from rebalance.trials.held_out import HeldOut
 from rebalance.trials.material import Sources
 from rebalance.trials.pools import ClassifierBatch, Mixture, Pool, grayed, with_smote
+from rebalance.trials.results import seeds_to_choose_over
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -85,6 +86,14 @@ def pool(*counts: int, level: int = 0) -> Pool:
     return Pool.of_classes(
         [np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1) + level + 20 * c for c, n in enumerate(counts)]
     )
+
+
+def write_tuned(path: Path, synthetic: int, seeds: int = 1) -> Path:
+    amounts = {"poor": synthetic} if synthetic else {}
+    balance = {name: 6 + n for name, n in amounts.items()}
+    values = {"balance": balance, "synthetic": amounts, "shares": {"poor": 0.3}, "seeds": seeds}
+    rebalance.files.write_sealed_json(path, values)
+    return path
 
 
 # Arms
@@ -350,6 +359,59 @@ def test_a_finished_study_trains_nothing_and_more_arms_are_added(done, real, syn
     assert {arm.name for arm in more.arms} == {"weighted", *(arm.name for arm in done.arms)}, "all that is there counts"
 
 
+def test_fewer_seeds_or_arms_lose_nothing(real, synthetic, tmp_path):
+    place = {"results": tmp_path / "s", "device": "cpu", "overrides": FEW}
+    before = downstream(real, synthetic, arms=SMALL_ARMS, seeds=3, **place)
+    tuned = (tmp_path / "s" / study.TUNED).read_bytes()
+    again = downstream(real, synthetic, arms=["plain"], seeds=1, **place)
+    assert {arm.name: arm for arm in again.arms} == {arm.name: arm for arm in before.arms} and again.seeds == 3
+    assert (again.best, again.baseline, again.tuned) == (before.best, before.baseline, before.tuned)
+    assert (tmp_path / "s" / study.TUNED).read_bytes() == tuned
+    added = downstream(real, synthetic, arms=["weighted", "best+filtered+x2"], seeds=1, **place)
+    by_name = {arm.name: arm for arm in added.arms}
+    assert [arm.seeds for arm in added.arms] == [1, 1, *[3] * len(before.arms)]
+    assert (added.best, added.seeds) == (before.best, 3) and f"{before.best}+filtered+x2" in by_name
+    assert f"not among the choices: weighted (1), {before.best}+filtered+x2 (1)" in added.notes[-1]
+    base = by_name[added.baseline].figures["balanced_accuracy"]
+    assert by_name["weighted"].differences["balanced_accuracy"].low is None, "one pair"
+    assert base.low is not None and (tmp_path / "s" / study.TUNED).read_bytes() == tuned
+
+
+def test_more_seeds_of_some_arms_count_where_there_is_something_to_choose():
+    plain, weighted, other = Arm("plain"), Arm("weighted"), Arm("oversampling")
+    amount, best = Arm("plain", synthetic="filtered", multiple=1.0), Arm(BEST, synthetic="filtered", multiple=2.0)
+    late = replace(amount, late=True)
+    assert seeds_to_choose_over({plain: 3, weighted: 3, amount: 3}) == 3
+    assert seeds_to_choose_over({plain: 5, weighted: 3, amount: 3}) == 3, "with five seeds nothing could be chosen"
+    assert seeds_to_choose_over({plain: 5, weighted: 1, amount: 5, other: 1}) == 5
+    assert seeds_to_choose_over({plain: 3, weighted: 3, amount: 3, other: 1, best: 1}) == 3
+    assert seeds_to_choose_over({plain: 5, weighted: 5, best: 5, amount: 3}) == 5
+    assert seeds_to_choose_over({plain: 5, weighted: 3, late: 5}) == 3, "the most with two cheap arms"
+    assert seeds_to_choose_over({amount: 2, plain: 1}) == 1 and seeds_to_choose_over({amount: 2}) == 2
+    assert seeds_to_choose_over({amount: 5, weighted: 3}) == 3
+
+
+def test_a_balance_that_rests_on_more_seeds_stays_in_the_run(real, run, out, tmp_path):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("tuned.json"))
+    path = write_tuned(tmp_path / "run" / "tuned.json", 5, seeds=9)
+    options = {"run": tmp_path / "run", "arms": ["plain", "plain+filtered+xfull"], "device": "cpu", "seeds": 1}
+    found = downstream(real, out, results=tmp_path / "s", overrides=FEW, **options)
+    assert any("rests on 9 seeds and stays" in note for note in found.notes)
+    assert rebalance.files.read_sealed_json(path)["synthetic"] == {"poor": 5}
+    assert rebalance.files.read_sealed_json(tmp_path / "s" / "tuned.json")["seeds"] == 1
+    cheap = downstream(real, out, results=tmp_path / "s", overrides=FEW, **options | {"arms": ["plain"]})
+    assert cheap.tuned == found.tuned, "what was not asked for counts"
+    downstream(real, out, results=tmp_path / "s", overrides=FEW, overwrite=True, **options)
+    assert rebalance.files.read_sealed_json(path)["seeds"] == 1
+
+
+def test_arms_whose_images_cannot_be_had_now_are_still_reported(real, run, out, tmp_path):
+    options = {"results": tmp_path / "s", "device": "cpu", "seeds": 1, "overrides": FEW}
+    before = downstream(real, out, run=run, arms=["plain", "plain+unfiltered+xfull"], **options)
+    after = downstream(real, out, arms=["plain"], **options)
+    assert after.arms == before.arms
+
+
 def test_an_interrupted_study_goes_on_where_it_stopped(real, synthetic, tmp_path, monkeypatch):
     ran, begun = Trial.run, []
 
@@ -411,14 +473,6 @@ def test_an_output_with_its_run_gives_every_arm_and_a_balance_to_generate(real, 
     assert tuned["balance"] == found.tuned.balance
     if tuned["balance"]:
         assert shards.generate(run, tmp_path / "tuned", balance="tuned", device="cpu").counts == tuned["synthetic"]
-
-
-def write_tuned(path: Path, synthetic: int) -> Path:
-    amounts = {"poor": synthetic} if synthetic else {}
-    rebalance.files.write_sealed_json(
-        path, {"balance": {n: 6 + k for n, k in amounts.items()}, "shares": {"poor": 0.3}}
-    )
-    return path
 
 
 def test_the_tuned_balance_is_generated(real, run, tmp_path):
