@@ -54,6 +54,7 @@ RESULTS = Path(__file__).parent / "results" / "long_tail.jsonl"
 FULL, DEEP_SMOTE = "all real data", "DeepSMOTE"
 _DEEP_ARM = "plain+augment+filtered+xfull"
 _N_FINAL = 1000
+_ENCODING = ("jpg", 95)  # as `generate` writes images
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class Draw:
     @functools.cached_property
     def _view(self) -> View:
         data = self._recipe.data
-        return View(data.size_px, data.square, ("jpg", 95))
+        return View(data.size_px, data.square, _ENCODING)
 
     def _pool(self, pixels: Sequence[Image.Image], labels: np.ndarray) -> Pool:
         looked = np.stack([self._view.of_real(image) for image in pixels])
@@ -172,12 +173,14 @@ class Draw:
         rows = np.concatenate([index.rows("train", name) for name in index.classes])
         pixels = np.stack([index.square(int(row), options) for row in rows])
         labels = np.array([index.label(name) for name in index.column("class")[rows]])
-        networks = deep_smote.train(pixels, labels, steps, self.number)
+        networks = deep_smote.train(pixels, labels, steps, self.number, self.place / "deep-smote-training")
         counts = np.bincount(labels)
         final = {label: int(counts.max()) for label in np.flatnonzero(counts < counts.max()).tolist()}
         for label, made in deep_smote.oversample(*networks, pixels, labels, final, self.number).items():
             for number, image in enumerate(made):
-                files.write_bytes(out / str(label) / f"{number:05d}.png", images.encode(image, "png", 0))
+                path = out / str(label) / f"{number:05d}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(images.encode(image, *_ENCODING))
         (out / ".written").touch()
         return out
 

@@ -24,6 +24,7 @@ import index  # noqa: E402
 import long_tail  # noqa: E402
 import train_step  # noqa: E402
 import translator  # noqa: E402
+from toys import same_tensors  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -208,11 +209,15 @@ def test_gap_closure_is_of_paired_draws(tmp_path):
     assert "| oversampling * | 55.0" in report.text()
 
 
-def test_deep_smote_fills_classes_with_images_like_theirs():
+def test_deep_smote_fills_classes_with_images_like_theirs_and_resumes(tmp_path):
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], [24, 4])
     pixels = rng.integers(0, 40, (28, 16, 16, 1)).astype(np.uint8)
     pixels[labels == 1] += 180
-    made = deep_smote.oversample(*deep_smote.train(pixels, labels, 60, 0), pixels, labels, {1: 24}, 0)
+    networks = deep_smote.train(pixels, labels, 60, 0, tmp_path, threads=1)
+    made = deep_smote.oversample(*networks, pixels, labels, {1: 24}, 0)
     assert made.keys() == {1} and made[1].shape == (20, 16, 16, 1)
     assert made[1].mean() > 140
+    again = deep_smote.train(pixels, labels, 60, 0, tmp_path, threads=1)
+    for network, resumed in zip(networks, again, strict=True):
+        assert same_tensors(network.state_dict(), resumed.state_dict()), "read back, not trained again"

@@ -563,6 +563,19 @@ def sources(data: Path, out: Path, run: Path | None = None) -> Sources:
     return Sources(held_out, out, manifest_of(out), loaded, out, None, torch.device("cpu"), progress=False)
 
 
+def test_real_images_go_through_the_file_format_of_given_ones(real, synthetic, tmp_path):
+    (tmp_path / "made" / "poor").mkdir(parents=True)
+    for path in (synthetic / "poor").iterdir():
+        Image.open(path).save(tmp_path / "made" / "poor" / f"{path.stem}.jpg", quality=30)
+    sharp, lossy = (sources(real, out).material([]).pools for out in (synthetic, tmp_path / "made"))
+    first = rebalance.images.encode(sharp["test"].pixels[0], "jpg", 30)
+    assert np.array_equal(lossy["test"].pixels[0], np.asarray(rebalance.images.decode(first)))
+    assert not np.array_equal(lossy["real"].pixels, sharp["real"].pixels)
+    (tmp_path / "made" / "poor" / "another.png").write_bytes(next((synthetic / "poor").iterdir()).read_bytes())
+    mixed = sources(real, tmp_path / "made").material([]).pools
+    assert np.array_equal(mixed["real"].pixels, sharp["real"].pixels), "there is no format that all have"
+
+
 def test_every_seed_holds_out_other_images_where_data_has_no_val(without_val, real, synthetic):
     material = sources(without_val, synthetic).material([])
     seeds = [material.of_seed(seed) for seed in range(3)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from rebalance.errors import InputError
 from rebalance.generation import LoadedRun
 from rebalance.index import ImageIndex
 from rebalance.pictures import Picture, check_classes, pictures_of_folder, pictures_of_output, view_of
+from rebalance.shards.given import given_images
 from rebalance.trials.amounts import Amounts, amounts_of
 from rebalance.trials.arms import CONTROL, FILTERED, UNFILTERED, Arm
 from rebalance.trials.control import rich_translations
@@ -122,7 +123,7 @@ class Sources:
         self._check_labels()
         pictures = self._pictures(self.out, self.manifest)
         check_classes(pictures, index, TRAIN)
-        look = view_of(pictures, self.manifest, self.square)
+        look = self._look(pictures)
         real = [self._rows(TRAIN, VAL, name=name) for name in index.classes]
         test = [self._rows(TEST, name=name) for name in index.classes]
         notes = self._notes(real, test, pictures)
@@ -139,6 +140,11 @@ class Sources:
             held_out=self.held_out,
             notes=notes,
         )
+
+    def _look(self, pictures: Mapping[str, Sequence[Picture]]) -> View:
+        """Return the view of all images; real ones go through the synthetic ones' file format, if all have one."""
+        look = view_of(pictures, self.manifest, self.square)
+        return look if self.manifest else replace(look, encoding=given_images(self.out, 0, self.progress).encoding)
 
     def _made(self, pictures: Mapping[str, Sequence[Picture]], origins: Collection[str], look: View) -> dict[str, Made]:
         """Return the output's images, and those of other origins that are wanted."""
