@@ -106,14 +106,15 @@ class Downstream:
 
     def to_json(self) -> dict[str, Any]:
         """Return the study as plain values; what is not known is None."""
-        return _plain({**asdict(self), "results": str(self.results)})
+        return plain_values({**asdict(self), "results": str(self.results)})
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
+    """Return mappings, lists and tuples as JSON has them, None for a number that is not finite."""
     if isinstance(value, dict):
-        return {key: _plain(of_key) for key, of_key in value.items()}
+        return {key: plain_values(of_key) for key, of_key in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(element) for element in value]
+        return [plain_values(element) for element in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
