@@ -6,9 +6,10 @@
 A draw is a data set of its own: other train images in the counts of the protocol, all real test images, and val held
 out from train, other images for every seed. Each has its own fit, its output, a downstream study with every arm,
 DeepSMOTE in its place, and the same classifier on all real train images. All images go through the same file format.
-Everything resumes: stop it at any time, the same command goes on, and a draw that is recorded is passed over. When a
-draw is complete, a line that says what was chosen and one for each trial, with its confusion matrices on val and test,
-go to `results/long_tail.jsonl`; the report is made from them.
+Everything resumes: stop it at any time, the same command goes on, and a draw that is recorded is passed over. Commands
+with other draws may run beside each other in one work folder, each with `--set training.threads=1`. When a draw is
+complete, a line that says what was chosen and one for each trial, with its confusion matrices on val and test, go to
+`results/long_tail.jsonl`; the report is made from them.
 
     gap closure   (the arm chosen on val - the arm without synthetic images with the best mean on test)
                   / (all real data, augmented if that arm is - that arm), of balanced accuracy on test, draw by draw
@@ -244,8 +245,11 @@ class Draw:
         return grayed({"train": pool(train), "test": pool(tested)})
 
     def settings(self) -> dict[str, Any]:
-        """Return what the draw's lines depend on."""
-        recipe = files.sha256_bytes(files.canonical_json(to_mapping(self.recipe)).encode())
+        """Return what the draw's lines depend on, without what a machine chooses."""
+        values = to_mapping(self.recipe)
+        for key in ("threads", "precision", "memory_format"):
+            del values["training"][key]
+        recipe = files.sha256_bytes(files.canonical_json(values).encode())
         effort = {"seeds": self.effort.seeds, "deep_smote_steps": self.effort.deep_smote_steps}
         effort |= {"arms": list(self.effort.arms), "multiples": list(self.effort.multiples)}
         return {"recipe": recipe, "counts": list(self.protocol.counts), "final": self.protocol.final, **effort}
@@ -306,7 +310,12 @@ def measure_missing(draws: Sequence[Draw], name: str, results: Path) -> None:
         if recorded[0].get("settings") == draw.settings():
             print(f"{name}, draw {draw.number}: recorded")
             continue
-        lines = [{"data_set": name, "draw": draw.number, **line} for line in measure(draw)]
+        record(results, [{"data_set": name, "draw": draw.number, **line} for line in measure(draw)], draw.place.parent)
+
+
+def record(results: Path, lines: Sequence[dict[str, Any]], work: Path) -> None:
+    """Add lines to a file in one piece, after whoever else records draws from the same work folder."""
+    with files.locked(work, wait=True):
         text = results.read_text(encoding="utf-8") if results.is_file() else ""
         files.write_text(results, text + "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
 
