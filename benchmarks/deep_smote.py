@@ -9,21 +9,30 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from imblearn.over_sampling import SMOTE
 from torch import nn
-from tqdm import tqdm
 
-from rebalance import images
+from rebalance import files, images
+from rebalance.config import OptimizerOptions
+from rebalance.trainable import Loss, Phase, StepContext, Trainable
+from rebalance.training.checkpoints import CheckpointFolder
+from rebalance.training.logs import TrainingLog
+from rebalance.training.loop import LoopOptions, Trainer
+from rebalance.training.loop import train as run_loop
+from rebalance.training.precision import choose
 
 _LATENT = 300
 _WIDTH = 64
 _BATCH = 100
 _LR = 2e-4
 _NEIGHBOURS = 5
+_CHECKPOINT_STEPS = 100
 
 
 def _encoder(channels: int, size_px: int) -> nn.Module:
@@ -46,26 +55,114 @@ def _decoder(channels: int, size_px: int) -> nn.Module:
     return nn.Sequential(*layers, nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1), nn.Tanh())
 
 
-def train(pixels: np.ndarray, labels: np.ndarray, steps: int, seed: int) -> tuple[nn.Module, nn.Module]:
-    """Train encoder and decoder on pixels (n, H, W, C) uint8 of sides that 16 divides, and labels (n,)."""
-    torch.manual_seed(seed)
-    rng, (_, size_px, _, channels) = np.random.default_rng(seed), pixels.shape
-    encoder, decoder = _encoder(channels, size_px), _decoder(channels, size_px)
-    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], _LR)
+@dataclass(frozen=True)
+class DeepSmoteBatch:
+    """What a step sees.
 
-    def batch(rows: np.ndarray) -> torch.Tensor:
-        return images.to_float(torch.from_numpy(pixels[rows]))
+    Attributes:
+        real: (B, C, H, W) float32 in [-1, 1], images of any class.
+        same: (b, C, H, W), images of one class.
+        order: (b,) int64, whose code each of these is decoded from.
+    """
 
-    for _ in tqdm(range(steps), desc="DeepSMOTE", unit="step"):
-        real = batch(rng.integers(len(labels), size=_BATCH))
-        of_class = np.flatnonzero(labels == rng.choice(np.unique(labels)))
-        same = batch(rng.choice(of_class, min(_BATCH, len(of_class)), replace=False))
-        permuted = encoder(same)[torch.from_numpy(rng.permutation(len(same)))]
-        loss = F.mse_loss(decoder(encoder(real)), real) + F.mse_loss(decoder(permuted), same)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return encoder.eval(), decoder.eval()
+    real: torch.Tensor
+    same: torch.Tensor
+    order: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.real)
+
+    def to(self, device: torch.device, memory_format: torch.memory_format) -> DeepSmoteBatch:
+        """Move to a device."""
+        real, same = (part.to(device).contiguous(memory_format=memory_format) for part in (self.real, self.same))
+        return DeepSmoteBatch(real, same, self.order.to(device))
+
+
+class DeepSmote(Trainable):
+    """The autoencoder as the training loop sees it."""
+
+    def __init__(self, channels: int, size_px: int, seed: int) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.networks = {"encoder": _encoder(channels, size_px), "decoder": _decoder(channels, size_px)}
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """One."""
+        return (Phase("autoencoder", ("encoder", "decoder"), _LR),)
+
+    def forward(self, batch: DeepSmoteBatch, context: StepContext) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the images decoded from their own codes, and those of one class from each other's."""
+        encoder, decoder = self.networks["encoder"], self.networks["decoder"]
+        return decoder(encoder(batch.real)), decoder(encoder(batch.same)[batch.order])
+
+    def loss(
+        self, phase: str, batch: DeepSmoteBatch, outputs: tuple[torch.Tensor, torch.Tensor], context: StepContext
+    ) -> Loss:
+        """Return the squared error of both."""
+        own, others = F.mse_loss(outputs[0].float(), batch.real), F.mse_loss(outputs[1].float(), batch.same)
+        return Loss(own + others, {"reconstruction": own, "penalty": others})
+
+
+@dataclass(frozen=True)
+class DeepSmoteBatches:
+    """Draws the batch of a step.
+
+    Attributes:
+        pixels: (n, H, W, C) uint8.
+        labels: (n,).
+        seed: seed of all draws.
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    seed: int
+
+    def __call__(self, step: int) -> DeepSmoteBatch:
+        """Return it; every class is as likely to be permuted."""
+        rng = np.random.default_rng((self.seed, step))
+        of_class = np.flatnonzero(self.labels == rng.choice(np.unique(self.labels)))
+        same = rng.choice(of_class, min(_BATCH, len(of_class)), replace=False)
+        real, same = (
+            images.to_float(torch.from_numpy(self.pixels[rows]))
+            for rows in (rng.integers(len(self.labels), size=_BATCH), same)
+        )
+        return DeepSmoteBatch(real, same, torch.from_numpy(rng.permutation(len(same))))
+
+
+def train(
+    pixels: np.ndarray, labels: np.ndarray, steps: int, seed: int, folder: Path, threads: int = 0
+) -> tuple[nn.Module, nn.Module]:
+    """Return encoder and decoder trained on images of sides that 16 divides; the same call again resumes.
+
+    Args:
+        pixels: (n, H, W, C) uint8.
+        labels: (n,).
+        steps: steps in all.
+        seed: seed of weights and draws.
+        folder: where checkpoints and logs go.
+        threads: CPU threads; 0: whatever is fastest.
+    """
+    device, batches = torch.device("cpu"), DeepSmoteBatches(pixels, labels, seed)
+    model = DeepSmote(pixels.shape[3], pixels.shape[1], seed)
+    adam = OptimizerOptions(name="adam", beta1=0.9, beta2=0.999, weight_decay=0.0)
+    options = LoopOptions(
+        steps=steps, optimizer=adam, precision="auto", memory_format="auto", threads=threads,
+        checkpoint_every_steps=_CHECKPOINT_STEPS, seed=seed,
+    )  # fmt: skip
+    kept = folder / "loop.json"
+    if not kept.is_file():
+        loop, _ = choose(model, options, device, batches(0))
+        chosen = {"precision": loop.precision, "memory_format": loop.memory_format, "threads": loop.threads}
+        files.write_sealed_json(kept, chosen)
+    loop = replace(options, **files.read_sealed_json(kept))
+    torch.set_num_threads(loop.threads)
+    log = TrainingLog(folder / "logs", folder / "previews")
+    run_loop(
+        Trainer(model, loop, device), batches, CheckpointFolder(folder / "checkpoints"), log, name="DeepSMOTE",
+        progress=True,
+    )  # fmt: skip
+    return model.networks["encoder"].eval(), model.networks["decoder"].eval()
 
 
 @torch.inference_mode()

@@ -4,13 +4,15 @@
     python benchmarks/long_tail.py --report [--json]
 
 A draw is a data set of its own: other train images in the counts of the protocol, all real test images, and val held
-out from train. Each has its own fit, its output, a downstream study with every arm, DeepSMOTE in its place, and the
-same classifier on all real train images. Everything resumes: stop it at any time, the same command goes on. A line for
-each trial, with its confusion matrices on val and test, goes to `results/long_tail.jsonl`, one for each draw says what
-was chosen; the report is made from them.
+out from train, other images for every seed. Each has its own fit, its output, a downstream study with every arm,
+DeepSMOTE in its place, and the same classifier on all real train images. All images go through the same file format.
+Everything resumes: stop it at any time, the same command goes on, and a draw that is recorded is passed over. Commands
+with other draws may run beside each other in one work folder, each with `--set training.threads=1`. When a draw is
+complete, a line that says what was chosen and one for each trial, with its confusion matrices on val and test, go to
+`results/long_tail.jsonl`; the report is made from them.
 
     gap closure   (the arm chosen on val - the arm without synthetic images with the best mean on test)
-                  / (all real data - that arm), of balanced accuracy on test, draw by draw
+                  / (all real data, augmented if that arm is - that arm), of balanced accuracy on test, draw by draw
 
 Published figures for this protocol, of another classifier (ResNet-18) and another budget, so no comparison: SMOTE 70.6,
 BAGAN 81.5, GAMO 83.0, DeepSMOTE 83.6 (Dablain et al., 2021; accuracy per class).
@@ -22,37 +24,44 @@ import argparse
 import functools
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import data_sets
 import deep_smote
 import numpy as np
 import torch
 from data_sets import fashion_mnist
+from long_tail_report import AUGMENTED, DEEP_SMOTE, FULL_DATA, read_lines, read_reports
 from PIL import Image
 from sklearn.datasets import load_digits
 
 import rebalance
 from rebalance import demo, files, images
-from rebalance.config import load_recipe
+from rebalance.config import Recipe, load_recipe
+from rebalance.config.options import to_mapping
 from rebalance.devices import cpu_count
 from rebalance.index import build_index, carve_validation
-from rebalance.trials import Downstream, parse_arms
-from rebalance.trials.arms import Arm
+from rebalance.trials import DEFAULT, MULTIPLES, Downstream
+from rebalance.trials.amounts import amounts
+from rebalance.trials.arms import PLAIN, Arm
 from rebalance.trials.classifier import Trial, loop_options
-from rebalance.trials.figures import SCALARS, Spread, figures, spread
-from rebalance.trials.pools import Pool, grayed, mixture
-from rebalance.trials.study import STUDY, TRIALS
+from rebalance.trials.pools import Mixture, Pool, grayed
+from rebalance.trials.study import STUDY
+from rebalance.trials.trial_files import TRIALS, Outcome, TrialFiles
 from rebalance.views import View
 
 RESULTS = Path(__file__).parent / "results" / "long_tail.jsonl"
-FULL, DEEP_SMOTE = "all real data", "DeepSMOTE"
-_DEEP_ARM = "plain+augment+filtered+xfull"
+DEEP_ARMS = {"plain+filtered+xfull": DEEP_SMOTE, "plain+augment+filtered+xfull": DEEP_SMOTE + AUGMENTED}
+"""What DeepSMOTE's images, which fill up every class, are trained with, and how it is called."""
+FULL_ARMS = {"plain": FULL_DATA, "plain+augment": FULL_DATA + AUGMENTED}
+T = TypeVar("T")
 _N_FINAL = 1000
+_ENCODING = ("jpg", 95)  # as `generate` writes images
 
 
 @dataclass(frozen=True)
@@ -107,253 +116,218 @@ LONG_TAILS = {
 
 
 @dataclass(frozen=True)
+class Effort:
+    """How much is done of each draw.
+
+    Attributes:
+        seeds: trainings of every arm.
+        deep_smote_steps: training steps of DeepSMOTE.
+        arms: arms of the study.
+        multiples: synthetic images of a class, times its real ones.
+        workers: processes that make images.
+    """
+
+    seeds: int = 3
+    deep_smote_steps: int = 2000
+    arms: tuple[str, ...] = DEFAULT
+    multiples: tuple[str, ...] = MULTIPLES
+    workers: int = 1
+
+
+@dataclass(frozen=True)
 class Draw:
     """One draw of a protocol, in its folder."""
 
     protocol: LongTail
-    name: str
     number: int
     place: Path
-    seeds: int
+    effort: Effort
 
     @property
     def data(self) -> Path:
         """Folder of the data set."""
         return self.place / "data"
 
+    @functools.cached_property
+    def recipe(self) -> Recipe:
+        """The recipe of the fit and of the classifier."""
+        return load_recipe(self.protocol.recipe, self.protocol.overrides, self.number)
+
     def prepare(self) -> None:
         """Write the data set once."""
         done = self.data / ".written"
         if not done.is_file():
+            shutil.rmtree(self.data, ignore_errors=True)
             self.protocol.write(self.data, self.number)
             done.touch()
 
-    def fit_and_generate(self) -> float | None:
-        """Fit and generate, or go on with it; return the minutes of the fit, None when it was resumed."""
-        protocol, start = self.protocol, time.monotonic()
-        wanted = {str(label): protocol.final for label in protocol.poor}
-        fitted = rebalance.fit(
-            self.data, self.place / "run", protocol.recipe, balance=wanted, overrides=protocol.overrides,
-            seed=self.number, device="cpu", progress=True,
-        )  # fmt: skip
-        minutes = None if fitted.resumed else round((time.monotonic() - start) / 60, 1)
-        rebalance.generate(self.place / "run", self.place / "shards", workers=cpu_count(), device="cpu", progress=True)
-        return minutes
+    def fit(self) -> None:
+        """Fit, or go on with it."""
+        wanted = {str(label): self.protocol.final for label in self.protocol.poor}
+        rebalance.fit(self.data, self.place / "run", self.recipe, balance=wanted, device="cpu", progress=True)
 
-    def study(self, out: Path, results: Path, arms: Sequence[str] | None) -> Downstream:
-        """Run the study of an output; with all arms, of the run that made it."""
+    def generate(self) -> None:
+        """Make the output, or what is missing of it."""
+        rebalance.generate(
+            self.place / "run", self.place / "shards", workers=self.effort.workers, device="cpu", progress=True
+        )
+
+    def study(self) -> Downstream:
+        """Run the study of the output and its run."""
+        return self._study(self.place / "shards", self.effort.arms, run=self.place / "run")
+
+    def deep_study(self, out: Path) -> Downstream:
+        """Run the study of DeepSMOTE's images."""
+        return self._study(out, tuple(DEEP_ARMS))
+
+    def _study(self, out: Path, arms: Sequence[str], run: Path | None = None) -> Downstream:
         return rebalance.downstream(
-            self.data, out, results=results, run=self.place / "run" if arms is None else None, arms=arms,
-            recipe=self.protocol.recipe, overrides=[f"seed={self.number}"], seeds=self.seeds,
-            square=self._recipe.data.square, device="cpu", progress=True,
+            self.data, out, results=self.place / f"study-{out.name}", run=run, arms=arms, recipe=self.recipe,
+            multiples=self.effort.multiples, seeds=self.effort.seeds, square=self.recipe.data.square, device="cpu",
+            progress=True,
         )  # fmt: skip
 
-    @property
-    def _recipe(self) -> Any:
-        return load_recipe(self.protocol.recipe, self.protocol.overrides)
-
-    @functools.cached_property
-    def _view(self) -> View:
-        data = self._recipe.data
-        return View(data.size_px, data.square, ("jpg", 95))
-
-    def _pool(self, pixels: Sequence[Image.Image], labels: np.ndarray) -> Pool:
-        looked = np.stack([self._view.of_real(image) for image in pixels])
-        return Pool.of_classes([looked[labels == label] for label in range(len(self.protocol.counts))])
-
-    def deep_smote(self, steps: int) -> Path:
+    def deep_smote(self) -> Path:
         """Fill every class up to the largest with DeepSMOTE's images, as its paper does, in class folders."""
-        out = self.place / "deep-smote"
+        steps = self.effort.deep_smote_steps
+        out, training = (self.place / f"{name}-{steps}" for name in ("deep-smote", "deep-smote-training"))
         if (out / ".written").is_file():
             return out
-        options = self._recipe.data
+        options = self.recipe.data
         index = carve_validation(build_index(self.data), options.val_fraction, self.number)
         rows = np.concatenate([index.rows("train", name) for name in index.classes])
         pixels = np.stack([index.square(int(row), options) for row in rows])
         labels = np.array([index.label(name) for name in index.column("class")[rows]])
-        networks = deep_smote.train(pixels, labels, steps, self.number)
+        networks = deep_smote.train(pixels, labels, steps, self.number, training, self.recipe.training.threads)
         counts = np.bincount(labels)
         final = {label: int(counts.max()) for label in np.flatnonzero(counts < counts.max()).tolist()}
         for label, made in deep_smote.oversample(*networks, pixels, labels, final, self.number).items():
+            (out / str(label)).mkdir(parents=True, exist_ok=True)
             for number, image in enumerate(made):
-                files.write_bytes(out / str(label) / f"{number:05d}.png", images.encode(image, "png", 0))
+                (out / str(label) / f"{number:05d}.jpg").write_bytes(images.encode(image, *_ENCODING))
         (out / ".written").touch()
         return out
 
-    def full_data(self, best: str) -> list[dict[str, Any]]:
-        """Train on all real train images, augmented if the best cheap arm is; return a line a seed."""
-        arm = next(iter(parse_arms([best], ())))
+    def full_data(self) -> list[dict[str, Any]]:
+        """Train on all real train images, with and without augmentation; return a line a trial.
+
+        Every draw has seeds of its own, because the images are the same in all.
+        """
+        options, kept = self.recipe.downstream, files.read_sealed_json(self.place / "study-shards" / STUDY)["loop"]
+        loop = replace(loop_options(options), **kept)
+        key = files.sha256_bytes(files.canonical_json([to_mapping(options), kept]).encode())
+        trials = TrialFiles(self.place / "all-real-data", key)
+        found, pools = trials.read(), None
+        first = self.number * self.effort.seeds
+        torch.set_num_threads(loop.threads)
+        for seed in range(first, first + self.effort.seeds):
+            for arm in (Arm(PLAIN), Arm(PLAIN, augment=True)):
+                if seed not in found.get(arm, {}):
+                    pools = pools or self._full_pools()
+                    counts = pools["train"].counts
+                    drawn = amounts(counts, np.zeros_like(counts), None, balanced=True, filled=False)
+                    mixture, none = Mixture.of_amounts(pools["train"], None, drawn), pools["test"].first(counts * 0)
+                    trial = Trial(arm, seed, mixture, options, loop, torch.device("cpu"))
+                    trials.write(arm, seed, Outcome(trial.run(none, pools["test"], lambda: None), drawn))
+        return trial_lines(trials.folder, range(first, first + self.effort.seeds), FULL_ARMS)
+
+    def _full_pools(self) -> dict[str, Pool]:
+        """Return all real train images, and test, as the study sees them."""
         pixels, labels = self.protocol.everything()
         index = build_index(self.data)
-        tested = {name: index.rows("test", name) for name in index.classes}
-        test_labels = np.repeat(np.arange(len(tested)), [len(rows) for rows in tested.values()])
-        test_images = [index.load(int(row)) for rows in tested.values() for row in rows]
-        pools = {
-            "train": self._pool([Image.fromarray(p) for p in pixels], labels),
-            "test": self._pool(test_images, test_labels),
-        }
-        pools = grayed(pools)
-        recipe = self._recipe
-        kept = files.read_sealed_json(self.place / "study" / STUDY)["loop"]
-        loop = replace(loop_options(recipe.downstream), **kept)
-        torch.set_num_threads(loop.threads)
-        drawn = mixture(pools["train"], None, 0.0, None, True, pools["train"].counts)
-        plain = Arm("plain", augment=arm.augment)
-        none = Pool(pools["test"].pixels[:0], np.zeros_like(pools["test"].counts))
-        lines = []
-        for seed in range(self.seeds):
-            found = Trial(plain, seed, drawn, recipe.downstream, loop, torch.device("cpu")).run(
-                none, pools["test"], lambda: None
-            )
-            lines.append({"arm": FULL, "seed": seed, "test": found.test.tolist(), "seconds": found.seconds})
-        return lines
+        tested = [[index.load(row) for row in index.rows("test", name).tolist()] for name in index.classes]
+        view = View(self.recipe.data.size_px, self.recipe.data.square, _ENCODING)
+
+        def pool(by_class: Sequence[Sequence[Image.Image]]) -> Pool:
+            return Pool.of_classes([np.stack([view.of_real(image) for image in of_class]) for of_class in by_class])
+
+        train = [[Image.fromarray(image) for image in pixels[labels == label]] for label in range(len(tested))]
+        return grayed({"train": pool(train), "test": pool(tested)})
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the draw's lines depend on, without what a machine chooses."""
+        values = to_mapping(self.recipe)
+        for key in ("threads", "precision", "memory_format"):
+            del values["training"][key]
+        recipe = files.sha256_bytes(files.canonical_json(values).encode())
+        effort = {"seeds": self.effort.seeds, "deep_smote_steps": self.effort.deep_smote_steps}
+        effort |= {"arms": list(self.effort.arms), "multiples": list(self.effort.multiples)}
+        return {"recipe": recipe, "counts": list(self.protocol.counts), "final": self.protocol.final, **effort}
 
 
-def trial_lines(results: Path, seeds: int, rename: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return a line for each trial of a study's folder, of so many seeds."""
+def trial_lines(study: Path, seeds: range, names: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Return a line for each trial of a study's folder, of some seeds; with names, of these arms, so called."""
     lines = []
-    for path in sorted((results / TRIALS).rglob("seed-*.json")):
-        values = files.read_sealed_json(path)
-        arm = path.parent.name
-        if rename and arm not in rename:
-            continue
-        seed = int(path.stem.partition("-")[2])
-        if seed < seeds:
-            figures_of_trial = {key: values[key] for key in ("val", "test", "seconds")}
-            lines.append({"arm": rename.get(arm, arm), "seed": seed, **figures_of_trial})
+    for path in sorted((study / TRIALS).glob("*/seed-*.json")):
+        arm, seed = path.parent.name, int(path.stem.partition("-")[2])
+        if seed in seeds and (names is None or arm in names):
+            values = files.read_sealed_json(path)
+            found = {key: values[key] for key in ("val", "test", "seconds")}
+            lines.append({"arm": names[arm] if names else arm, "seed": seed - seeds.start, **found})
     return lines
 
 
-def measure(work: Path, name: str, number: int, seeds: int, deep_steps: int) -> list[dict[str, Any]]:
-    """Do everything of a draw; return its lines."""
-    draw = Draw(LONG_TAILS[name], name, number, work / f"{name}-{number}", seeds)
-    draw.prepare()
-    minutes = draw.fit_and_generate()
-    found = draw.study(draw.place / "shards", draw.place / "study", None)
-    draw.study(draw.deep_smote(deep_steps), draw.place / "study-deep-smote", [_DEEP_ARM])
-    lines = trial_lines(draw.place / "study", seeds, {})
-    lines += trial_lines(draw.place / "study-deep-smote", seeds, {_DEEP_ARM: DEEP_SMOTE})
-    lines += draw.full_data(found.best)
-    summary = {
-        "best": found.best, "tuned": found.tuned.arm if found.tuned else found.best, "fit_minutes": minutes,
-        "poor": list(draw.protocol.poor), "classifier": found.chosen, "torch": torch.__version__,
-        "cores": os.cpu_count(),
-    }  # fmt: skip
-    return [{"data_set": name, "draw": number, **line} for line in [summary, *lines]]
+class Clock:
+    """Remembers how many minutes the sitting took that brought each station of a draw to its end."""
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.minutes: dict[str, float] = files.read_json(path) if path.is_file() else {}
 
-@dataclass(frozen=True)
-class Report:
-    """What the lines of one data set say, draws being the sample."""
-
-    lines: Sequence[dict[str, Any]]
-
-    @functools.cached_property
-    def draws(self) -> dict[int, dict[str, Any]]:
-        """What was chosen in each draw."""
-        return {line["draw"]: line for line in self.lines if "tuned" in line}
-
-    @functools.cached_property
-    def _figures(self) -> dict[str, dict[int, dict[str, float]]]:
-        """Every figure on test, by arm and draw, as the mean over seeds; recalls by label."""
-        grouped: dict[tuple[str, int], list[dict[str, float]]] = {}
-        for line in self.lines:
-            if "arm" in line:
-                of_trial = figures(np.array(line["test"]), self.draws[line["draw"]]["poor"])
-                values = {name: getattr(of_trial, name) for name in SCALARS}
-                values |= {f"recall/{label}": recall for label, recall in enumerate(of_trial.recalls)}
-                grouped.setdefault((line["arm"], line["draw"]), []).append(values)
-        found: dict[str, dict[int, dict[str, float]]] = {}
-        for (arm, draw), trials in grouped.items():
-            found.setdefault(arm, {})[draw] = {key: float(np.mean([t[key] for t in trials])) for key in trials[0]}
+    def time(self, station: str, work: Callable[[], T]) -> T:
+        """Do the work of a station."""
+        start = time.monotonic()
+        found = work()
+        if station not in self.minutes:
+            self.minutes[station] = round((time.monotonic() - start) / 60, 1)
+            files.write_json(self.path, self.minutes)
         return found
 
-    def values(self, arm: str, figure: str) -> list[float]:
-        """A figure of an arm, draw by draw; `chosen` is each draw's own choice on val."""
-        if arm == "chosen":
-            return [self._figures[line["tuned"]][draw][figure] for draw, line in sorted(self.draws.items())]
-        return [of_draw[figure] for _, of_draw in sorted(self._figures[arm].items())]
 
-    @functools.cached_property
-    def arms(self) -> list[str]:
-        """Arms that every draw has."""
-        return [arm for arm, by_draw in self._figures.items() if by_draw.keys() == self.draws.keys()]
-
-    @functools.cached_property
-    def baseline(self) -> str:
-        """The cheap arm with the best mean balanced accuracy on test."""
-        parsed = {arm: parse_arms([arm], ())[0] for arm in self.arms if arm not in (FULL, DEEP_SMOTE)}
-        cheap = [arm for arm, parts in parsed.items() if parts.cheap]
-        return max(cheap, key=lambda arm: np.mean(self.values(arm, "balanced_accuracy")))
-
-    def difference(self, arm: str, figure: str) -> Spread:
-        """The paired difference to the baseline over draws."""
-        return spread(np.subtract(self.values(arm, figure), self.values(self.baseline, figure)).tolist())
-
-    def gap_closure(self) -> Spread:
-        """The share of the gap between the baseline and all real data that the choice on val closes."""
-        chosen, base, full = (
-            np.array(self.values(arm, "balanced_accuracy")) for arm in ("chosen", self.baseline, FULL)
-        )
-        return spread(((chosen - base) / (full - base)).tolist())
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the main figures as plain values."""
-        recalls = [
-            f"recall/{label}"
-            for label in range(len(next(iter(self._figures.values()))[min(self.draws)]) - len(SCALARS))
-        ]
-        closed = self.gap_closure()
-        return {
-            "gap_closure": closed.mean,
-            "gap_closure_interval": [closed.low, closed.high],
-            "draws": len(self.draws),
-            "baseline": self.baseline,
-            "chosen": [line["tuned"] for _, line in sorted(self.draws.items())],
-            "poor_recall_gain": vars(self.difference("chosen", "poor_recall")),
-            "recall_gains": {name: vars(self.difference("chosen", name)) for name in recalls},
-            "arms": {arm: vars(spread(self.values(arm, "balanced_accuracy"))) for arm in self.arms},
-        }
-
-    def text(self) -> str:
-        """Return a Markdown table of the arms, the best first, and the gap closure."""
-        lines = ["| arm | balanced accuracy | vs best cheap | macro F1 | G-mean | poor recall | vs best cheap |",
-                 "|---|---|---|---|---|---|---|"]  # fmt: skip
-        for arm in sorted(["chosen", *self.arms], key=lambda arm: -np.mean(self.values(arm, "balanced_accuracy"))):
-            cells = [
-                _percent(spread(self.values(arm, "balanced_accuracy"))),
-                _signed(self.difference(arm, "balanced_accuracy")),
-            ]
-            cells += [
-                _percent(spread(self.values(arm, name))) for name in ("macro_f1", "geometric_mean", "poor_recall")
-            ]
-            cells.append(_signed(self.difference(arm, "poor_recall")))
-            lines.append(f"| {arm}{' *' if arm == self.baseline else ''} | {' | '.join(cells)} |")
-        closed = self.gap_closure()
-        interval = "" if closed.low is None else f" [{closed.low:.2f}, {closed.high:.2f}]"
-        return "\n".join([*lines, "", f"gap closure {closed.mean:.2f}{interval}, {len(self.draws)} draws"])
+def measure(draw: Draw) -> list[dict[str, Any]]:
+    """Do everything of a draw; return its lines, first what was chosen."""
+    draw.prepare()
+    clock, seeds = Clock(draw.place / "minutes.json"), range(draw.effort.seeds)
+    clock.time("fit", draw.fit)
+    clock.time("generate", draw.generate)
+    found = clock.time("study", draw.study)
+    deep = clock.time("DeepSMOTE", draw.deep_smote)
+    deep_study = clock.time("study of DeepSMOTE", lambda: draw.deep_study(deep))
+    full = clock.time("all real data", draw.full_data)
+    lines = trial_lines(found.results, seeds) + trial_lines(deep_study.results, seeds, DEEP_ARMS) + full
+    summary = {
+        "best": found.best, "tuned": found.tuned.arm if found.tuned else found.best, "poor": list(draw.protocol.poor),
+        "minutes": clock.minutes, "notes": list(found.notes), "classifier": found.chosen, "torch": torch.__version__,
+        "cores": os.cpu_count(), "settings": draw.settings(),
+    }  # fmt: skip
+    return [summary, *lines]
 
 
-def _percent(found: Spread) -> str:
-    return f"{100 * found.mean:.1f}" + ("" if found.deviation is None else f" ± {100 * found.deviation:.1f}")
+def measure_missing(draws: Sequence[Draw], name: str, results: Path) -> None:
+    """Measure the draws that are not recorded as they are asked for, and record each when it is complete."""
+    for draw in draws:
+        recorded = read_lines(results).get((name, draw.number), [{}])
+        if recorded[0].get("settings") == draw.settings():
+            print(f"{name}, draw {draw.number}: recorded")
+            continue
+        record(results, [{"data_set": name, "draw": draw.number, **line} for line in measure(draw)], draw.place.parent)
 
 
-def _signed(found: Spread) -> str:
-    return f"{100 * found.mean:+.1f}" + (
-        "" if found.low is None else f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-    )
+def record(results: Path, lines: Sequence[dict[str, Any]], work: Path) -> None:
+    """Add lines to a file in one piece, after whoever else records draws from the same work folder."""
+    with files.locked(work, wait=True):
+        text = results.read_text(encoding="utf-8") if results.is_file() else ""
+        files.write_text(results, text + "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
 
 
-def read_reports(results: Path) -> dict[str, Report]:
-    """Return the report of each data set; a draw measured again, whose first line says what it chose, counts once."""
-    latest: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for line in map(json.loads, results.read_text(encoding="utf-8").splitlines()):
-        of_draw = latest.setdefault((line["data_set"], line["draw"]), [])
-        if "tuned" in line:
-            of_draw.clear()
-        of_draw.append(line)
-    names = dict.fromkeys(name for name, _ in latest)
-    return {name: Report([line for (n, _), of in latest.items() if n == name for line in of]) for name in names}
+def print_reports(results: Path, as_json: bool) -> None:
+    reports = read_reports(results)
+    if not reports:
+        raise SystemExit(f"nothing is recorded in {results}")
+    if as_json:
+        print(json.dumps({name: report.to_json() for name, report in reports.items()}, indent=2))
+    else:
+        print("\n\n".join(f"## {name}\n\n{report.text()}" for name, report in reports.items()))
 
 
 def main() -> None:
@@ -361,25 +335,24 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder of data, runs and studies, outside the repository")
     parser.add_argument("--data-set", choices=sorted(LONG_TAILS), default="fashion")
     parser.add_argument("--draws", default="0", help="numbers of draws, such as 0,1,2,3,4")
-    parser.add_argument("--seeds", type=int, default=2, help="trainings of every arm and draw")
-    parser.add_argument("--deep-smote-steps", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, default=Effort.seeds, help="trainings of every arm and draw")
+    parser.add_argument("--deep-smote-steps", type=int, default=Effort.deep_smote_steps)
+    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--report", action="store_true", help="print what was measured and measure nothing")
     parser.add_argument("--json", action="store_true", help="print the main figures as JSON")
     arguments = parser.parse_args()
     if arguments.report:
-        reports = read_reports(arguments.results)
-        if arguments.json:
-            print(json.dumps({name: report.to_json() for name, report in reports.items()}, indent=2))
-        else:
-            print("\n\n".join(f"## {name}\n\n{report.text()}" for name, report in reports.items()))
+        print_reports(arguments.results, arguments.json)
         return
     if arguments.work is None:
         parser.error("--work is needed, or --report")
-    for number in map(int, arguments.draws.split(",")):
-        lines = measure(arguments.work, arguments.data_set, number, arguments.seeds, arguments.deep_smote_steps)
-        with arguments.results.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
+    name, protocol = arguments.data_set, LONG_TAILS[arguments.data_set]
+    protocol = replace(protocol, overrides=(*protocol.overrides, *arguments.changes))
+    effort = Effort(arguments.seeds, arguments.deep_smote_steps, workers=cpu_count())
+    numbers = map(int, arguments.draws.split(","))
+    draws = [Draw(protocol, number, arguments.work / f"{name}-{number}", effort) for number in numbers]
+    measure_missing(draws, name, arguments.results)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,17 @@ from rebalance.views import View, check_known, view_for
 
 @dataclass(frozen=True)
 class Picture:
-    """A synthetic image: its larger side, and how to get it."""
+    """A synthetic image.
+
+    Attributes:
+        side_px: its larger side.
+        load: how to get it.
+        made_from: names of the real images that it is a translation of, source and references, where that is known.
+    """
 
     side_px: int
     load: Callable[[], Image.Image]
+    made_from: tuple[str, ...] = ()
 
 
 def pictures_of_output(out: Path, max_images: int) -> dict[str, list[Picture]]:
@@ -33,7 +40,7 @@ def pictures_of_output(out: Path, max_images: int) -> dict[str, list[Picture]]:
     for image in read_synthetic(out):
         kept = found.setdefault(image.fields["class"], [])
         if len(kept) < max_images:
-            kept.append(Picture(max(image.picture.size), image.picture.copy))
+            kept.append(Picture(max(image.picture.size), image.picture.copy, image.made_from))
     return found
 
 

@@ -260,15 +260,15 @@ def verification_text(verification: Verification | RunVerification) -> str:
 
 def downstream_text(study: Downstream) -> str:
     """Return a table of the arms on test, the best cheap one marked, what the poor classes gain, and the choice."""
-    header = ["arm", "synthetic", "bal. accuracy", "vs best cheap", "macro F1", "G-mean", "macro G-mean", "poor recall",
-              "vs best cheap", "val"]  # fmt: skip
+    header = ["arm", "synthetic", "seeds", "bal. accuracy", "vs best cheap", "macro F1", "G-mean", "macro G-mean",
+              "poor recall", "vs best cheap", "val"]  # fmt: skip
     rows = []
     for arm in sorted(study.arms, key=lambda arm: -arm.figures["balanced_accuracy"].mean):
         own, gain = arm.figures, arm.differences
         mark = " *" if arm.name == study.baseline else ""
         rows.append(
             [
-                arm.name + mark, sum(arm.synthetic.values()), _plus_minus(own["balanced_accuracy"]),
+                arm.name + mark, sum(arm.synthetic.values()), arm.seeds, _plus_minus(own["balanced_accuracy"]),
                 _interval(gain.get("balanced_accuracy")), _plus_minus(own["macro_f1"]),
                 _plus_minus(own["geometric_mean"]), _plus_minus(own["macro_geometric_mean"]),
                 _plus_minus(own["poor_recall"]), _interval(gain.get("poor_recall")), _plus_minus(arm.val),
@@ -276,12 +276,12 @@ def downstream_text(study: Downstream) -> str:
         )  # fmt: skip
     lines = [
         table(header, rows), "",
-        f"in percent of the test images, mean ± standard deviation over {study.seeds} seeds; [95% interval] of the",
-        "paired difference to *, the best arm without synthetic images on test",
+        "in percent of the test images, mean ± standard deviation over the arm's seeds; [95% interval] of the paired",
+        "difference to *, the best arm without synthetic images on test",
         f"poor classes: {', '.join(study.poor)}; classifier: {study.chosen}",
     ]  # fmt: skip
     if study.best:
-        lines.append(f"best is {study.best}, by val")
+        lines.append(f"best is {study.best}, by val, over {study.seeds} seeds")
     return "\n".join([*lines, "", *_recall_lines(study), "", *_tuned_lines(study), *study.notes])
 
 
@@ -308,13 +308,14 @@ def _tuned_lines(study: Downstream) -> list[str]:
         return [
             "no balance could be chosen: it takes the best arm without synthetic images, and that with filtered ones"
         ]
+    gain = f"({_interval(study.tuned.val_gain)} on val against best, {study.tuned.seeds} seeds)"
     if not study.tuned.balance:
         return [f"tuned on val: {study.tuned.arm}; no number of synthetic images did better"]
     amounts = ", ".join(
         f"{name!r} {n} synthetic beside {study.tuned.n_real[name]} real (share {study.tuned.shares[name]:.2f})"
         for name, n in study.tuned.synthetic.items()
     )
-    return [f"tuned on val: {study.tuned.arm}: {amounts}"]
+    return [f"tuned on val: {study.tuned.arm} {gain}: {amounts}"]
 
 
 _TITLES = ("real", "synthetic", "its source", "its reference")

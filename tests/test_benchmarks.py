@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from rebalance.config import load_recipe
+from rebalance.trials.classifier import Trial
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -22,8 +24,10 @@ import filter as filter_benchmark  # noqa: E402
 import frechet as frechet_benchmark  # noqa: E402
 import index  # noqa: E402
 import long_tail  # noqa: E402
+import long_tail_report  # noqa: E402
 import train_step  # noqa: E402
 import translator  # noqa: E402
+from toys import same_tensors  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -181,38 +185,110 @@ def test_the_ladder_counts_less_work_up_to_the_package():
 
 
 def _trial(arm: str, seed: int, draw: int, hits: tuple[int, int]) -> dict[str, object]:
-    """A trial on 10 test images of each of two classes, so many of which are hit."""
+    """A trial on 10 val and test images of each of two classes, so many of which are hit."""
     confusion = [[hits[0], 10 - hits[0]], [10 - hits[1], hits[1]]]
     return {"data_set": "x", "draw": draw, "arm": arm, "seed": seed, "test": confusion, "val": confusion}
+
+
+def _choice(draw: int, best: str, tuned: str) -> dict[str, object]:
+    return {"data_set": "x", "draw": draw, "best": best, "tuned": tuned, "poor": [1]}
 
 
 def test_gap_closure_is_of_paired_draws(tmp_path):
     lines = []
     for draw, (cheap, chosen, full) in enumerate([((8, 4), (8, 6), (9, 9)), ((7, 3), (7, 4), (9, 9))]):
-        lines.append({"data_set": "x", "draw": draw, "tuned": "oversampling+filtered+x1", "poor": [1]})
+        lines.append(_choice(draw, "oversampling", "oversampling+filtered+x1"))
         for seed in range(2):
             lines.append(_trial("plain", seed, draw, (9, 0)))
             lines.append(_trial("oversampling", seed, draw, cheap))
             lines.append(_trial("oversampling+filtered+x1", seed, draw, chosen))
-            lines.append(_trial(long_tail.FULL, seed, draw, full))
+            lines.append(_trial("oversampling+filtered+x2", seed, draw, cheap))
+            lines.append(_trial(long_tail_report.FULL_DATA, seed, draw, full))
+            lines.append(_trial(long_tail_report.FULL_DATA + "+augment", seed, draw, (10, 10)))
     lines.append(_trial("weighted", 0, 0, (10, 10)))
     path = tmp_path / "lines.jsonl"
-    old = [{**lines[0], "tuned": "plain"}, _trial("plain", 0, 0, (0, 0)), _trial("plain", 5, 0, (10, 10))]
+    old = [_choice(0, "plain", "plain"), _trial("plain", 0, 0, (0, 0)), _trial("plain", 5, 0, (10, 10))]
     path.write_text("".join(json.dumps(line) + "\n" for line in [*old, *lines]))
-    report = long_tail.read_reports(path)["x"]
+    report = long_tail_report.read_reports(path)["x"]
     assert report.baseline == "oversampling", "weighted is not there in every draw"
     closed = report.gap_closure()
     assert closed.mean == pytest.approx((2 / 6 + 1 / 8) / 2) and closed.low < closed.mean < closed.high
     assert report.difference("chosen", "poor_recall").mean == pytest.approx(0.15)
     assert report.to_json()["recall_gains"]["recall/0"]["mean"] == 0
-    assert "| oversampling * | 55.0" in report.text()
+    assert report.pooled == "best+filtered+x1" and report.regret == pytest.approx(0)
+    assert report.met() == {
+        "gap_closure": False, "poor_recall_gain": True, "no_class_lost": True, "tuned_near_best": True
+    }  # fmt: skip
+    text = report.text()
+    assert "| oversampling * | 55.0" in text and "| filtered | 1 | +7.5" in text and "| 1 | 35.0" in text
+    assert text.count("filtered+x1 ") == 1, "an arm is listed once"
 
 
-def test_deep_smote_fills_classes_with_images_like_theirs():
+def test_draws_with_other_best_arms_are_compared_by_what_is_on_top(tmp_path):
+    lines = []
+    for draw, best in enumerate(["oversampling", "weighted+augment"]):
+        lines.append(_choice(draw, best, best))
+        arms = {"oversampling": (8, 4), "weighted+augment": (8, 6), "oversampling+augment": (1, 1)}
+        arms |= {f"{best}+filtered+x5": (9, 8), f"{best}+filtered+x5+late": (10, 10)}
+        arms |= {long_tail_report.FULL_DATA: (9, 9), long_tail_report.FULL_DATA + "+augment": (10, 9)}
+        lines += [_trial(arm, 0, draw, hits) for arm, hits in arms.items()]
+    report = long_tail_report.Report(lines)
+    assert "best+filtered+x5" in report.arms and "oversampling+filtered+x5" not in report.arms
+    assert "best" not in report.arms and report.values("best", "recall/1") == [0.4, 0.6]
+    assert (report.baseline, report.full_data) == ("weighted+augment", "all real data+augment")
+    assert report.pooled == "best+filtered+x5" and report.gap_closure(report.pooled).mean == pytest.approx(0.6)
+    assert report.regret == pytest.approx(0.85 - 0.65)
+
+
+def test_a_long_tail_goes_through_all_stations_and_resumes(tmp_path, monkeypatch, capsys):
+    tiny = ("training.steps=2", "training.threads=1", "modalities.encoder.steps=2", "filtering.checks=[]",
+            "downstream.steps=3", "downstream.width=4")  # fmt: skip
+    protocol = long_tail.LONG_TAILS["digits"]
+    protocol = replace(protocol, final=12, overrides=(*protocol.overrides, *tiny))
+    arms = ("plain", "smote+augment", "best+filtered", "best+unfiltered", "best+control")
+    effort = long_tail.Effort(seeds=2, deep_smote_steps=2, arms=arms, multiples=("1", "full"))
+    draws = [long_tail.Draw(protocol, 3, tmp_path / "work", effort)]
+    results, begun = tmp_path / "lines.jsonl", []
+    ran, oversample = Trial.run, deep_smote.oversample
+    monkeypatch.setattr(Trial, "run", lambda self, *rest: begun.append((self.arm.name, self.seed)) or ran(self, *rest))
+    monkeypatch.setattr(deep_smote, "oversample", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        long_tail.measure_missing(draws, "digits", results)
+    assert not results.exists() and len(begun) == len(set(begun)) == 16, "two cheap arms and six with images, two seeds"
+    monkeypatch.setattr(deep_smote, "oversample", oversample)
+    long_tail.measure_missing(draws, "digits", results)
+    assert begun[16:] == [
+        *((arm, seed) for seed in (0, 1) for arm in long_tail.DEEP_ARMS),
+        *((arm, seed) for seed in (6, 7) for arm in long_tail.FULL_ARMS),
+    ]  # fmt: skip
+    lines = results.read_bytes()
+    monkeypatch.setattr(long_tail, "measure", lambda draw: pytest.fail("it is recorded"))
+    long_tail.measure_missing(draws, "digits", results)
+    assert results.read_bytes() == lines and len(lines.splitlines()) == 1 + len(begun)
+    long_tail.print_reports(results, as_json=True)
+    found = json.loads(capsys.readouterr().out.partition("recorded\n")[2])["digits"]
+    assert found["gap_closure_interval"] == [None, None] and len(found["recall_gains"]) == 10
+    assert found["arms"].keys() >= {
+        "plain",
+        "best+filtered+x1",
+        "best+unfiltered+xfull",
+        "best+control+xfull",
+        "DeepSMOTE",
+    }
+    other = long_tail.Draw(protocol, 3, tmp_path / "work", replace(effort, seeds=3))
+    threads = replace(protocol, overrides=(*protocol.overrides, "training.threads=2"))
+    assert other.settings() != draws[0].settings() == replace(draws[0], protocol=threads).settings()
+
+
+def test_deep_smote_fills_classes_with_images_like_theirs_and_resumes(tmp_path):
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], [24, 4])
     pixels = rng.integers(0, 40, (28, 16, 16, 1)).astype(np.uint8)
     pixels[labels == 1] += 180
-    made = deep_smote.oversample(*deep_smote.train(pixels, labels, 60, 0), pixels, labels, {1: 24}, 0)
+    networks = deep_smote.train(pixels, labels, 40, 0, tmp_path, threads=1)
+    made = deep_smote.oversample(*networks, pixels, labels, {1: 24}, 0)
     assert made.keys() == {1} and made[1].shape == (20, 16, 16, 1)
     assert made[1].mean() > 140
+    again = deep_smote.train(pixels, labels, 40, 0, tmp_path, threads=1)
+    for network, resumed in zip(networks, again, strict=True):
+        assert same_tensors(network.state_dict(), resumed.state_dict()), "read back, not trained again"

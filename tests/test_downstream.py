@@ -22,14 +22,21 @@ from rebalance.cli import cli
 from rebalance.config import DownstreamOptions
 from rebalance.draws import Draws
 from rebalance.errors import InputError, RefusedError
+from rebalance.generation import load_run
+from rebalance.index import build_index, carve_validation
+from rebalance.shards.manifest import manifest_of
 from rebalance.trainable import StepContext
-from rebalance.training import fit
+from rebalance.training import RunDirectory, fit
 from rebalance.trials import DEFAULT, downstream, parse_arms, study
+from rebalance.trials.amounts import amounts, amounts_of, at_most
 from rebalance.trials.arms import BEST, CHEAP, FULL, REMEDIES, Arm, parse_multiple
 from rebalance.trials.chart import chart_png
 from rebalance.trials.classifier import Classifier, Trial, class_weights, loop_options
 from rebalance.trials.figures import figures, spread
-from rebalance.trials.pools import ClassifierBatch, Pool, grayed, mixture, with_smote
+from rebalance.trials.held_out import HeldOut
+from rebalance.trials.material import Sources
+from rebalance.trials.pools import ClassifierBatch, Mixture, Pool, grayed, with_smote
+from rebalance.trials.results import seeds_to_choose_over
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -81,6 +88,14 @@ def pool(*counts: int, level: int = 0) -> Pool:
     )
 
 
+def write_tuned(path: Path, synthetic: int, seeds: int = 1) -> Path:
+    amounts = {"poor": synthetic} if synthetic else {}
+    balance = {name: 6 + n for name, n in amounts.items()}
+    values = {"balance": balance, "synthetic": amounts, "shares": {"poor": 0.3}, "seeds": seeds}
+    rebalance.files.write_sealed_json(path, values)
+    return path
+
+
 # Arms
 
 
@@ -128,14 +143,18 @@ def test_wrong_multiples_are_named(text):
 # What is drawn
 
 
+def drawing(real: Pool, made: Pool | None, n: np.ndarray, share: float | None, balanced: bool) -> Mixture:
+    """What is drawn of so many synthetic images of each class."""
+    return Mixture.of_amounts(real, made, amounts(real.counts, n, share, balanced, filled=False))
+
+
 def test_natural_and_balanced_draws_have_the_wanted_proportions():
     real, made = pool(60, 30, 10), pool(0, 0, 50, level=100)
-    natural = mixture(real, made, 2.0, None, False, real.counts)
-    assert natural.limits.tolist() == [0, 0, 20]
-    assert natural.probabilities == pytest.approx([0.5, 0.25, 0.25])
-    assert natural.shares == pytest.approx([0, 0, 2 / 3])
-    balanced = mixture(real, made, FULL, 0.3, True, real.counts)
-    assert balanced.limits.tolist() == [0, 0, 50] and balanced.probabilities == pytest.approx([1 / 3] * 3)
+    drawn = drawing(real, made, np.array([0, 0, 20]), None, False)
+    assert drawn.probabilities == pytest.approx([0.5, 0.25, 0.25])
+    assert drawn.shares == pytest.approx([0, 0, 2 / 3])
+    balanced = drawing(real, made, made.counts, 0.3, True)
+    assert balanced.probabilities == pytest.approx([1 / 3] * 3)
     pixels, labels = balanced.draw(6000, np.random.default_rng(0))
     values = pixels[:, 0, 0, 0]
     assert (values[labels < 2] < 100).all(), "classes without synthetic images are drawn from the real ones"
@@ -147,7 +166,7 @@ def test_natural_and_balanced_draws_have_the_wanted_proportions():
 
 def test_only_the_first_synthetic_images_are_drawn_and_none_of_them_late():
     real, made = pool(10, 4), pool(0, 50, level=100)
-    drawn = mixture(real, made, 2.0, None, True, real.counts)
+    drawn = drawing(real, made, np.array([0, 8]), None, True)
     pixels, _ = drawn.draw(3000, np.random.default_rng(0))
     synthetic = pixels[pixels[:, 0, 0, 0] >= 100, 0, 0, 0]
     assert set(synthetic.tolist()) == {120 + n for n in range(8)}
@@ -156,10 +175,40 @@ def test_only_the_first_synthetic_images_are_drawn_and_none_of_them_late():
 
 
 def test_multiples_count_real_images_and_no_more_than_there_are():
-    real, made = pool(10, 5), pool(0, 7, level=100)
-    assert mixture(real, made, 1.0, None, False, real.counts).limits.tolist() == [0, 5]
-    assert mixture(real, made, 5.0, None, False, real.counts).limits.tolist() == [0, 7]
-    assert mixture(real, made, FULL, None, False, real.counts).limits.tolist() == [0, 7]
+    made, real = np.array([0, 7]), np.array([10, 5])
+    assert [at_most(made, real, multiple).tolist() for multiple in (1.0, 5.0, FULL)] == [[0, 5], [0, 7], [0, 7]]
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=1, max_size=5))
+def test_smote_and_synthetic_images_bring_every_class_to_the_same_size(counts):
+    n_real, n_synthetic = np.array(counts).T
+    if not n_real.any():
+        return
+    found = amounts(n_real, n_synthetic, None, False, filled=True)
+    total = found.real + found.synthetic
+    assert (found.real >= n_real).all() and (found.real[n_real == 0] == 0).all()
+    within = (n_real > 0) & (n_real + n_synthetic <= n_real.max())
+    assert (total[within] == n_real.max()).all(), "none becomes larger than the largest"
+    assert len(np.unique(found.probabilities[total > 0])) == 1, "and every class is drawn as often"
+
+
+def test_smote_with_synthetic_images_takes_the_fewer_of_its_own():
+    real, made = pool(12, 3), pool(0, 4, level=100)
+    filled = with_smote(real, seed=0)
+    arm, available = Arm("smote", synthetic="filtered", multiple=FULL), {"filtered": made.counts}
+    drawn = Mixture.of_amounts(filled, made, amounts_of(arm, real.counts, available, real.counts, [1]))
+    assert drawn.real.counts.tolist() == [12, 8] and drawn.synthetic.counts.tolist() == [0, 4]
+    assert drawn.shares == pytest.approx([0, 1 / 3]) and drawn.probabilities == pytest.approx([0.5, 0.5])
+    assert np.array_equal(drawn.real.of_class(1)[:3], real.of_class(1)), "real images come first"
+
+
+def test_parts_of_a_pool_share_its_pixels():
+    whole = pool(3, 2)
+    first = whole.first(np.array([1, 5]))
+    assert first.counts.tolist() == [1, 2] and first.pixels is whole.pixels
+    assert [first.of_class(label).ravel().tolist() for label in (0, 1)] == [[0], [20, 21]]
+    odd = whole.kept(np.arange(5) % 2 == 1)
+    assert odd.of_class(0).ravel().tolist() == [1] and odd.of_class(1).ravel().tolist() == [20]
 
 
 def test_smote_fills_every_class_between_its_own_images():
@@ -180,14 +229,14 @@ def test_class_weights_make_all_present_classes_count_the_same(counts):
 
 
 def test_pools_without_colour_keep_one_channel():
-    gray = Pool(np.full((2, 2, 2, 3), 7, np.uint8), np.array([2]))
-    coloured = Pool(np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3), np.array([2]))
+    gray = Pool.of_sorted(np.full((2, 2, 2, 3), 7, np.uint8), np.array([2]))
+    coloured = Pool.of_sorted(np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3), np.array([2]))
     assert grayed({"x": gray})["x"].pixels.shape == (2, 2, 2, 1)
     assert grayed({"x": gray, "y": coloured})["x"].pixels.shape == (2, 2, 2, 3)
 
 
 def test_mixup_reweights_late_and_weighted_always():
-    drawn, options = mixture(pool(30, 10), None, 0, None, False, np.array([30, 10])), DownstreamOptions(batch=8)
+    drawn, options = drawing(pool(30, 10), None, np.zeros(2, int), None, False), DownstreamOptions(batch=8)
 
     def batch(remedy: str, progress: float) -> ClassifierBatch:
         trial = Trial(Arm(remedy), 0, drawn, options, loop_options(options), torch.device("cpu"))
@@ -220,7 +269,7 @@ def test_a_classifier_learns_what_can_be_told_apart(architecture):
     real, test = Pool.of_classes([dark[:30], bright[:30]]), Pool.of_classes([dark[30:], bright[30:]])
     options = DownstreamOptions(architecture=architecture, width=8, blocks=(1, 1), steps=60, batch=16)
     loop = replace(loop_options(options, threads=1), precision="fp32", memory_format="contiguous")
-    drawn = mixture(real, None, 0, None, True, real.counts)
+    drawn = drawing(real, None, np.zeros(2, int), None, True)
     trial = Trial(Arm("oversampling", augment=True), 0, drawn, options, loop, torch.device("cpu"))
     steps = []
     found = trial.run(test, test, lambda: steps.append(1))
@@ -310,6 +359,59 @@ def test_a_finished_study_trains_nothing_and_more_arms_are_added(done, real, syn
     assert {arm.name for arm in more.arms} == {"weighted", *(arm.name for arm in done.arms)}, "all that is there counts"
 
 
+def test_fewer_seeds_or_arms_lose_nothing(real, synthetic, tmp_path):
+    place = {"results": tmp_path / "s", "device": "cpu", "overrides": FEW}
+    before = downstream(real, synthetic, arms=SMALL_ARMS, seeds=3, **place)
+    tuned = (tmp_path / "s" / study.TUNED).read_bytes()
+    again = downstream(real, synthetic, arms=["plain"], seeds=1, **place)
+    assert {arm.name: arm for arm in again.arms} == {arm.name: arm for arm in before.arms} and again.seeds == 3
+    assert (again.best, again.baseline, again.tuned) == (before.best, before.baseline, before.tuned)
+    assert (tmp_path / "s" / study.TUNED).read_bytes() == tuned
+    added = downstream(real, synthetic, arms=["weighted", "best+filtered+x2"], seeds=1, **place)
+    by_name = {arm.name: arm for arm in added.arms}
+    assert [arm.seeds for arm in added.arms] == [1, 1, *[3] * len(before.arms)]
+    assert (added.best, added.seeds) == (before.best, 3) and f"{before.best}+filtered+x2" in by_name
+    assert f"not among the choices: weighted (1), {before.best}+filtered+x2 (1)" in added.notes[-1]
+    base = by_name[added.baseline].figures["balanced_accuracy"]
+    assert by_name["weighted"].differences["balanced_accuracy"].low is None, "one pair"
+    assert base.low is not None and (tmp_path / "s" / study.TUNED).read_bytes() == tuned
+
+
+def test_more_seeds_of_some_arms_count_where_there_is_something_to_choose():
+    plain, weighted, other = Arm("plain"), Arm("weighted"), Arm("oversampling")
+    amount, best = Arm("plain", synthetic="filtered", multiple=1.0), Arm(BEST, synthetic="filtered", multiple=2.0)
+    late = replace(amount, late=True)
+    assert seeds_to_choose_over({plain: 3, weighted: 3, amount: 3}) == 3
+    assert seeds_to_choose_over({plain: 5, weighted: 3, amount: 3}) == 3, "with five seeds nothing could be chosen"
+    assert seeds_to_choose_over({plain: 5, weighted: 1, amount: 5, other: 1}) == 5
+    assert seeds_to_choose_over({plain: 3, weighted: 3, amount: 3, other: 1, best: 1}) == 3
+    assert seeds_to_choose_over({plain: 5, weighted: 5, best: 5, amount: 3}) == 5
+    assert seeds_to_choose_over({plain: 5, weighted: 3, late: 5}) == 3, "the most with two cheap arms"
+    assert seeds_to_choose_over({amount: 2, plain: 1}) == 1 and seeds_to_choose_over({amount: 2}) == 2
+    assert seeds_to_choose_over({amount: 5, weighted: 3}) == 3
+
+
+def test_a_balance_that_rests_on_more_seeds_stays_in_the_run(real, run, out, tmp_path):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("tuned.json"))
+    path = write_tuned(tmp_path / "run" / "tuned.json", 5, seeds=9)
+    options = {"run": tmp_path / "run", "arms": ["plain", "plain+filtered+xfull"], "device": "cpu", "seeds": 1}
+    found = downstream(real, out, results=tmp_path / "s", overrides=FEW, **options)
+    assert any("rests on 9 seeds and stays" in note for note in found.notes)
+    assert rebalance.files.read_sealed_json(path)["synthetic"] == {"poor": 5}
+    assert rebalance.files.read_sealed_json(tmp_path / "s" / "tuned.json")["seeds"] == 1
+    cheap = downstream(real, out, results=tmp_path / "s", overrides=FEW, **options | {"arms": ["plain"]})
+    assert cheap.tuned == found.tuned, "what was not asked for counts"
+    downstream(real, out, results=tmp_path / "s", overrides=FEW, overwrite=True, **options)
+    assert rebalance.files.read_sealed_json(path)["seeds"] == 1
+
+
+def test_arms_whose_images_cannot_be_had_now_are_still_reported(real, run, out, tmp_path):
+    options = {"results": tmp_path / "s", "device": "cpu", "seeds": 1, "overrides": FEW}
+    before = downstream(real, out, run=run, arms=["plain", "plain+unfiltered+xfull"], **options)
+    after = downstream(real, out, arms=["plain"], **options)
+    assert after.arms == before.arms
+
+
 def test_an_interrupted_study_goes_on_where_it_stopped(real, synthetic, tmp_path, monkeypatch):
     ran, begun = Trial.run, []
 
@@ -371,14 +473,6 @@ def test_an_output_with_its_run_gives_every_arm_and_a_balance_to_generate(real, 
     assert tuned["balance"] == found.tuned.balance
     if tuned["balance"]:
         assert shards.generate(run, tmp_path / "tuned", balance="tuned", device="cpu").counts == tuned["synthetic"]
-
-
-def write_tuned(path: Path, synthetic: int) -> Path:
-    amounts = {"poor": synthetic} if synthetic else {}
-    rebalance.files.write_sealed_json(
-        path, {"balance": {n: 6 + k for n, k in amounts.items()}, "shares": {"poor": 0.3}}
-    )
-    return path
 
 
 def test_the_tuned_balance_is_generated(real, run, tmp_path):
@@ -451,7 +545,68 @@ def test_missing_splits_are_named_and_val_is_held_out(real, synthetic, tmp_path)
     with pytest.raises(InputError, match="no val image"):
         downstream(tmp_path / "data", synthetic, **place, **FAST | {"overrides": (*FEW, "data.val_fraction=0")})
     held_out = downstream(tmp_path / "data", synthetic, **place, **FAST)
-    assert "class 'poor' has no val images: no choice sees it" in held_out.notes, "a tenth of 6 is none"
+    assert not any("no val images" in note for note in held_out.notes), "one of 6 is held out, though a tenth is none"
+    assert any("OUT may have been made from it" in note for note in held_out.notes)
+
+
+@pytest.fixture(scope="module")
+def without_val(real, tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("without-val") / "data"
+    shutil.copytree(real, place)
+    shutil.rmtree(place / "val")
+    return place
+
+
+def sources(data: Path, out: Path, run: Path | None = None) -> Sources:
+    loaded = load_run(RunDirectory(run), str(data), torch.device("cpu")) if run else None
+    held_out = HeldOut(build_index(data), 0.2, 0)
+    return Sources(held_out, out, manifest_of(out), loaded, out, None, torch.device("cpu"), progress=False)
+
+
+def test_real_images_go_through_the_file_format_of_given_ones(real, synthetic, tmp_path):
+    (tmp_path / "made" / "poor").mkdir(parents=True)
+    for path in (synthetic / "poor").iterdir():
+        Image.open(path).save(tmp_path / "made" / "poor" / f"{path.stem}.jpg", quality=30)
+    sharp, lossy = (sources(real, out).material([]).pools for out in (synthetic, tmp_path / "made"))
+    first = rebalance.images.encode(sharp["test"].pixels[0], "jpg", 30)
+    assert np.array_equal(lossy["test"].pixels[0], np.asarray(rebalance.images.decode(first)))
+    assert not np.array_equal(lossy["real"].pixels, sharp["real"].pixels)
+    (tmp_path / "made" / "poor" / "another.png").write_bytes(next((synthetic / "poor").iterdir()).read_bytes())
+    mixed = sources(real, tmp_path / "made").material([]).pools
+    assert np.array_equal(mixed["real"].pixels, sharp["real"].pixels), "there is no format that all have"
+
+
+def test_every_seed_holds_out_other_images_where_data_has_no_val(without_val, real, synthetic):
+    material = sources(without_val, synthetic).material([])
+    seeds = [material.of_seed(seed) for seed in range(3)]
+    for pools in seeds:
+        assert pools["train"].counts.tolist() == [32, 24, 5] and pools["val"].counts.tolist() == [8, 6, 1]
+        assert not set(pools["train"].rows) & set(pools["val"].rows)
+        assert pools["filtered"].counts.tolist() == [0, 0, 20], "nobody knows what they were made from"
+    assert not set(seeds[0]["val"].rows) & set(seeds[1]["val"].rows)
+    run_split = carve_validation(build_index(without_val), 0.2, 0)
+    assert (
+        material.real_ids[seeds[0]["val"].rows].tolist() == np.flatnonzero(run_split.column("split") == "val").tolist()
+    )
+    own = sources(real, synthetic).material([])
+    assert [own.of_seed(seed)["val"].counts.tolist() for seed in (0, 1)] == [[8, 8, 8]] * 2
+    assert np.array_equal(own.of_seed(0)["val"].rows, own.of_seed(1)["val"].rows)
+
+
+def test_no_seed_trains_on_what_was_made_from_its_val_images(without_val, tmp_path):
+    recipe = tiny_recipe(data={"val_fraction": 0.2})
+    fit(without_val, tmp_path / "run", recipe, balance={"poor": 40}, device="cpu")
+    shards.generate(tmp_path / "run", tmp_path / "out", device="cpu", filter_images=False)
+    material = sources(without_val, tmp_path / "out", tmp_path / "run").material(["control"])
+    made = len(material.pools["filtered"].rows)
+    for seed in range(3):
+        pools, held = material.of_seed(seed), material.held_out.ids(seed)
+        for origin in ("filtered", "control"):
+            used = material.made_from[origin][np.isin(material.pools[origin].rows, pools[origin].rows)]
+            assert len(used) and (material.made_from[origin] >= 0).all() and not np.isin(used, held).any()
+        assert (len(pools["filtered"].rows) == made) == (seed == 0), "a run makes nothing of its own val images"
+    limited = material.amounts(Arm("plain", synthetic="filtered", multiple=2.0), material.of_seed(1))
+    assert limited.synthetic.tolist() == [0, 0, 10], "as many in every seed, while there are enough"
 
 
 def test_a_class_missing_in_test_and_val_is_said(real, synthetic, tmp_path):
@@ -511,7 +666,7 @@ def test_a_class_without_train_images_is_drawn_from_its_synthetic_ones(real, syn
         tmp_path / "data", synthetic, results=tmp_path / "s", arms=["oversampling+filtered+xfull+share=0.3"], **FAST
     )
     assert found.arms[0].synthetic == {"poor": 20} and "new" in found.arms[0].recalls
-    drawn = mixture(pool(4, 0), pool(0, 5, level=100), FULL, 0.3, True, np.array([4, 0]))
+    drawn = drawing(pool(4, 0), pool(0, 5, level=100), np.array([0, 5]), 0.3, True)
     pixels, labels = drawn.draw(500, np.random.default_rng(0))
     assert (pixels[labels == 1] >= 120).all() and 0.4 < (labels == 1).mean() < 0.6
 
@@ -519,7 +674,7 @@ def test_a_class_without_train_images_is_drawn_from_its_synthetic_ones(real, syn
 def test_augmentation_and_dropout_differ_from_seed_to_seed(monkeypatch):
     options, real = DownstreamOptions(width=2, blocks=(1,), steps=1, batch=4), pool(4, 4)
     loop = replace(loop_options(options, threads=1), precision="fp32", memory_format="contiguous")
-    drawn, seen = mixture(real, None, 0, None, True, real.counts), []
+    drawn, seen = drawing(real, None, np.zeros(2, int), None, True), []
     forward = Classifier.forward
     monkeypatch.setattr(
         Classifier, "forward", lambda self, b, c: seen.append(c.draws.uniform(2).tolist()) or forward(self, b, c)
@@ -527,6 +682,14 @@ def test_augmentation_and_dropout_differ_from_seed_to_seed(monkeypatch):
     for seed in (0, 1):
         Trial(Arm("plain"), seed, drawn, options, loop, torch.device("cpu")).run(real, real, lambda: None)
     assert seen[0] != seen[1]
+
+
+def test_smote_is_made_once_a_seed_for_all_arms_with_it(real, synthetic, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(study, "with_smote", lambda real, seed: made.append(seed) or with_smote(real, seed))
+    arms = ["smote", "smote+filtered+x1", "smote+filtered+xfull", "best+filtered+x2"]
+    found = downstream(real, synthetic, results=tmp_path / "s", arms=arms, **FAST)
+    assert made == [0, 1] and [arm.synthetic.get("poor", 0) for arm in found.arms] == [0, 6, 20, 12]
 
 
 def test_the_command_prints_a_table_or_json(real, synthetic, tmp_path):

@@ -789,6 +789,25 @@ def test_another_seed_carves_other_images():
     assert [len(rows) for rows in splits] == [20, 20]
 
 
+@given(sizes=SIZES, fraction=st.floats(0.05, 0.6), seed=st.integers(0, 99), least=st.integers(0, 2))
+def test_parts_are_as_large_and_take_turns(sizes, fraction, seed, least):
+    counts = {f"class {number}": size for number, size in enumerate(sizes)}
+    index = in_memory(counts)
+
+    def val(part: int, name: str) -> list[int]:
+        return carve_validation(index, fraction, seed, part=part, least=least).rows("val", name).tolist()
+
+    for name, n in counts.items():
+        first, second = val(0, name), val(1, name)
+        assert len(first) == len(second) < max(n, 1) and len(first) >= int(n >= 3 * least) * min(least, n - 1)
+        if 2 * len(first) <= n:
+            assert not set(first) & set(second)
+        if first and len(counts) == 1:
+            assert {row for part in range(-(-n // len(first))) for row in val(part, name)} == set(range(n))
+        if least == 0:
+            assert first == carve_validation(index, fraction, seed).rows("val", name).tolist()
+
+
 def test_carved_images_are_spread_over_the_class():
     rows = carve_validation(in_memory({"cat": 1000}), 0.2, 0).rows("val", "cat")
     assert rows.min() < 200

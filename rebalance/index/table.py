@@ -202,7 +202,7 @@ def _words(column: pa.ChunkedArray) -> np.ndarray:
     return encoded.dictionary.to_numpy(zero_copy_only=False)[encoded.indices.to_numpy()]
 
 
-def carve_validation(index: ImageIndex, fraction: float, seed: int) -> ImageIndex:
+def carve_validation(index: ImageIndex, fraction: float, seed: int, *, part: int = 0, least: int = 0) -> ImageIndex:
     """Move a seeded, stratified share of train to a new val split; a no-op where a val split exists.
 
     A class keeps at least one image in train. An image whose exact copy is also in train is never carved, so the new
@@ -212,6 +212,8 @@ def carve_validation(index: ImageIndex, fraction: float, seed: int) -> ImageInde
         index: the index.
         fraction: share of each class's train images, rounded down.
         seed: seed of the choice.
+        part: which share: part k is the k-th after another in one order, round and round.
+        least: images of each class at least, where two times as many are left in train.
     """
     split = index.column("split").copy()
     if fraction == 0 or (split == "val").any():
@@ -219,9 +221,11 @@ def carve_validation(index: ImageIndex, fraction: float, seed: int) -> ImageInde
     train, n_copies = index.usable & (split == "train"), index.n_copies()
     for label, class_name in enumerate(index.classes):
         rows = np.flatnonzero(train & (index.column("class") == class_name))
-        n_val = min(int(len(rows) * fraction), len(rows) - 1)
+        n_val = max(int(len(rows) * fraction), least if len(rows) >= 3 * least else 0)
+        n_val = max(min(n_val, len(rows) - 1), 0)
         eligible = rows[n_copies[rows] == 1]
         order = np.random.default_rng((seed, label)).permutation(len(eligible))
-        split[eligible[order[: max(n_val, 0)]]] = "val"
+        chosen = np.arange(part * n_val, part * n_val + min(n_val, len(order)))
+        split[eligible[order.take(chosen, mode="wrap")]] = "val"
     position = index.table.schema.get_field_index("split")
     return replace(index, table=index.table.set_column(position, "split", pa.array(split.astype(str))))

@@ -19,7 +19,7 @@ from torch.utils.data import IterableDataset
 
 from rebalance import files, images
 from rebalance.errors import DamagedError, InputError
-from rebalance.shards.make import SHARD_NAME
+from rebalance.shards.make import REFERENCES, SHARD_NAME
 from rebalance.shards.manifest import MANIFEST
 from rebalance.shards.request import SYNTHETIC
 
@@ -197,6 +197,12 @@ class ShardImage:
     def pixels(self) -> np.ndarray:
         """The image as (H, W, C) uint8."""
         return np.asarray(self.picture).reshape(*self.picture.size[::-1], -1)
+
+    @property
+    def made_from(self) -> tuple[str, ...]:
+        """Names of the real images that it is a translation of; () where it is given, not made here."""
+        references = self.fields["reference"]
+        return (self.fields["source"], *references.split(REFERENCES)) if references else ()
 
 
 def read_synthetic(out: Path) -> Iterator[ShardImage]:

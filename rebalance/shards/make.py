@@ -40,6 +40,9 @@ CLASS_DIGITS = 5
 SHARD_NAME = re.compile(rf"({SYNTHETIC}|{REAL})-\d{{6,}}\.tar")
 """Names that shards have."""
 
+REFERENCES = " | "
+"""Stands between the names of an image's references."""
+
 Sample = dict[str, Any]
 
 _THREADS = 2
@@ -214,7 +217,7 @@ class ShardMaker:
             "method": self.run.recipe.method,
             "source": index.name(candidate.source),
             "source_class": str(index.column("class")[candidate.source]),
-            "reference": " | ".join(index.name(reference) for reference in candidate.references),
+            "reference": REFERENCES.join(index.name(reference) for reference in candidate.references),
             "modality": self._modality(candidate.source),
             "candidate": candidate.number,
         }

@@ -1,7 +1,8 @@
 """Station 10, trials: what synthetic images do for a classifier that is trained with them.
 
-`arms` says what can be compared, `material` loads the images, `pools` draws batches of them, `classifier` trains one
-trial, `figures` reads its confusion matrix, `results` joins trials over seeds, `study` runs what is missing.
+`arms` says what can be compared, `material` loads the images, `held_out` says which are val, `amounts` how many an arm
+takes, `pools` draws batches of them, `classifier` trains one trial, `trial_files` keeps it, `figures` reads its
+confusion matrix, `results` joins trials over seeds, `study` runs what is missing.
 """
 
 from rebalance.trials.arms import DEFAULT, Arm, parse_arms

@@ -11,7 +11,7 @@ import numpy as np
 from rebalance.config.options import nearest
 from rebalance.errors import InputError
 
-REMEDIES = ("plain", "weighted", "oversampling", "mixup", "smote")
+PLAIN, WEIGHTED, OVERSAMPLING, MIXUP, SMOTE = REMEDIES = ("plain", "weighted", "oversampling", "mixup", "smote")
 """What can be done about imbalance without new images."""
 
 BEST = "best"

@@ -27,7 +27,8 @@ def chart_png(study: Downstream) -> bytes:
         panel.set_xlabel(f"{title} on test, %")
         # Not from 0: the differences are what matters, and the axis says where it begins.
         panel.set_xlim(max(0.0, min(means) - _MARGIN_POINTS), min(100.0, max(means) + _MARGIN_POINTS))
-    intervals = f"lines: 95% intervals over {study.seeds} seeds" if study.seeds > 1 else "one seed"
+    most = max(arm.seeds for arm in arms)
+    intervals = f"lines: 95% intervals over seeds, {most} at most" if most > 1 else "one seed"
     figure.suptitle(f"gray: without synthetic images; blue: with them; {intervals}", fontsize=10)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)

@@ -17,7 +17,7 @@ from rebalance.errors import DivergedError
 from rebalance.networks.classifier import ConvClassifier, ResidualClassifier
 from rebalance.trainable import Loss, Phase, StepContext, Trainable
 from rebalance.training.loop import LoopOptions, Trainer
-from rebalance.trials.arms import Arm
+from rebalance.trials.arms import MIXUP, WEIGHTED, Arm
 from rebalance.trials.pools import ClassifierBatch, Mixture, Pool, to_tensor
 
 _EVALUATION_BATCH = 512
@@ -145,10 +145,10 @@ class Trial:
         late = self.arm.late and progress >= 1 - options.late
         pixels, labels = self.mixture.draw(options.batch, rng, late)
         weights = np.ones(len(self.mixture.probabilities), np.float32)
-        if remedy == "weighted" or (remedy == "mixup" and progress >= 1 - options.deferred):
+        if remedy == WEIGHTED or (remedy == MIXUP and progress >= 1 - options.deferred):
             weights = class_weights(self.mixture.probabilities)
         mix = None
-        if remedy == "mixup":
+        if remedy == MIXUP:
             mix = torch.from_numpy(rng.beta(options.mixup_alpha, options.mixup_alpha, len(labels)).astype(np.float32))
         return ClassifierBatch(to_tensor(pixels), torch.from_numpy(labels), torch.from_numpy(weights), mix)
 
@@ -173,8 +173,8 @@ def loop_options(options: DownstreamOptions, threads: int = 0) -> LoopOptions:
 def confusion(network: nn.Module, pool: Pool, device: torch.device, memory_format: torch.memory_format) -> np.ndarray:
     """Return images (classes, classes) int64 by true and predicted label."""
     n, found = len(pool.counts), []
-    for first in range(0, len(pool.pixels), _EVALUATION_BATCH):
-        images = to_tensor(pool.pixels[first : first + _EVALUATION_BATCH]).to(device)
+    for first in range(0, len(pool.rows), _EVALUATION_BATCH):
+        images = to_tensor(pool.pixels[pool.rows[first : first + _EVALUATION_BATCH]]).to(device)
         found.append(network(images.contiguous(memory_format=memory_format)).argmax(1).cpu())
     predicted = torch.cat(found).numpy() if found else np.zeros(0, np.int64)
     return np.bincount(pool.labels * n + predicted, minlength=n * n).reshape(n, n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,7 +13,22 @@ from rebalance.generation import LoadedRun, Model, keyed_rng
 from rebalance.training import reference_labels
 
 
-def rich_translations(run: LoadedRun, class_name: str, n: int, seed: int, device: torch.device) -> Iterator[np.ndarray]:
+@dataclass(frozen=True)
+class Translation:
+    """A translated image.
+
+    Attributes:
+        pixels: (H, W, C) uint8.
+        made_from: names of its source and its reference.
+    """
+
+    pixels: np.ndarray
+    made_from: tuple[str, str]
+
+
+def rich_translations(
+    run: LoadedRun, class_name: str, n: int, seed: int, device: torch.device
+) -> Iterator[Translation]:
     """Translate images of a class that takes part in training within itself: a random one into the style of another.
 
     Args:
@@ -21,9 +37,6 @@ def rich_translations(run: LoadedRun, class_name: str, n: int, seed: int, device
         n: images.
         seed: seed of the draws.
         device: where the model is.
-
-    Yields:
-        (H, W, C) uint8.
     """
     model = next((model for model in run.models if class_name in model.unit.classes), None)
     if model is None:
@@ -32,7 +45,9 @@ def rich_translations(run: LoadedRun, class_name: str, n: int, seed: int, device
     rows = run.index.rows("train", class_name)
     for first in range(0, n, batch):
         drawn = rng.choice(rows, (2, min(batch, n - first)))
-        yield from _translated(run, model, drawn[0], drawn[1], device)
+        pixels = _translated(run, model, drawn[0], drawn[1], device)
+        for image, source, reference in zip(pixels, *drawn.tolist(), strict=True):
+            yield Translation(image, (run.index.name(source), run.index.name(reference)))
 
 
 @torch.inference_mode()

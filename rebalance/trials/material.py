@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,17 @@ from rebalance import images, shards
 from rebalance.errors import InputError
 from rebalance.generation import LoadedRun
 from rebalance.index import ImageIndex
-from rebalance.index.table import SPLITS
 from rebalance.pictures import Picture, check_classes, pictures_of_folder, pictures_of_output, view_of
-from rebalance.trials.arms import CONTROL, FILTERED, UNFILTERED
+from rebalance.shards.given import given_images
+from rebalance.trials.amounts import Amounts, amounts_of
+from rebalance.trials.arms import CONTROL, FILTERED, UNFILTERED, Arm
 from rebalance.trials.control import rich_translations
+from rebalance.trials.held_out import HeldOut
 from rebalance.trials.pools import Pool, grayed, load_pool
 from rebalance.views import View
 
 ALL = 2**31 - 1
+TRAIN, VAL, TEST, REAL = "train", "val", "test", "real"
 Loader = Callable[[], np.ndarray]
 
 
@@ -35,19 +38,50 @@ class Material:
     Attributes:
         classes: the classes, in label order.
         poor: labels of those that have synthetic images.
-        pools: real images by split, synthetic ones by origin.
+        n_real: (classes,) real train images as the run splits them, which multiples and balances count.
+        pools: `REAL`, which are train and val, `TEST`, and synthetic images by origin.
+        real_ids: (n,) ids of the real images.
+        made_from: ids (n, k) of the real images that synthetic ones were made from, -1 for none, by origin.
+        held_out: which real images are val.
         notes: what is missing.
     """
 
     classes: tuple[str, ...]
     poor: tuple[int, ...]
+    n_real: np.ndarray
     pools: Mapping[str, Pool]
+    real_ids: np.ndarray
+    made_from: Mapping[str, np.ndarray]
+    held_out: HeldOut
     notes: tuple[str, ...]
 
-    @property
-    def n_real(self) -> np.ndarray:
-        """(classes,) real train images."""
-        return self.pools["train"].counts
+    def of_seed(self, seed: int) -> dict[str, Pool]:
+        """Return train, val, test and synthetic images by origin, without those that were made from an image of val."""
+        ids, real = self.held_out.ids(seed), self.pools[REAL]
+        held = np.isin(self.real_ids, ids)
+        pools = {TRAIN: real.kept(~held), VAL: real.kept(held), TEST: self.pools[TEST]}
+        for origin, made_from in self.made_from.items():
+            pools[origin] = self.pools[origin].kept(~np.isin(made_from, ids).any(1))
+        return pools
+
+    def amounts(self, arm: Arm, pools: Mapping[str, Pool] | None = None) -> Amounts:
+        """Decide how an arm draws from the pools of a seed, or from all synthetic images and the run's train."""
+        n_real = self.n_real if pools is None else pools[TRAIN].counts
+        available = {origin: (pools or self.pools)[origin].counts for origin in self.made_from}
+        return amounts_of(arm, n_real, available, self.n_real, self.poor)
+
+
+@dataclass(frozen=True)
+class Made:
+    """Synthetic images of one origin, to be loaded.
+
+    Attributes:
+        by_class: what gives each image, by label.
+        made_from: names of the real images that each was made from, in the same order.
+    """
+
+    by_class: list[list[Loader]]
+    made_from: list[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +89,7 @@ class Sources:
     """Where the images come from.
 
     Attributes:
-        index: the real data set, with val.
+        held_out: the real data set, and which of its images are val.
         out: the synthetic images: an output of `generate`, or images in class folders.
         manifest: the output's manifest, empty for folders.
         run: the run that made them, for `UNFILTERED` and `CONTROL`; None without.
@@ -65,7 +99,7 @@ class Sources:
         progress: show progress bars on stderr.
     """
 
-    index: ImageIndex
+    held_out: HeldOut
     out: Path
     manifest: Mapping[str, Any]
     run: LoadedRun | None
@@ -73,6 +107,11 @@ class Sources:
     square: str | None
     device: torch.device
     progress: bool
+
+    @property
+    def index(self) -> ImageIndex:
+        """The real data set as the run splits it."""
+        return self.held_out.of_run
 
     def material(self, origins: Collection[str]) -> Material:
         """Load everything that arms with synthetic images of these origins need.
@@ -82,19 +121,43 @@ class Sources:
         """
         index = self.index
         self._check_labels()
-        made = self._pictures(self.out, self.manifest)
-        check_classes(made, index, "train")
-        look = view_of(made, self.manifest, self.square)
-        pools = {split: self._load(self._real(split, look), split, look) for split in SPLITS}
-        notes = self._notes(pools, made)
-        pools[FILTERED] = self._load(self._synthetic(made, look), FILTERED, look)
+        pictures = self._pictures(self.out, self.manifest)
+        check_classes(pictures, index, TRAIN)
+        look = self._look(pictures)
+        real = [self._rows(TRAIN, VAL, name=name) for name in index.classes]
+        test = [self._rows(TEST, name=name) for name in index.classes]
+        notes = self._notes(real, test, pictures)
+        pools = {name: self._load(self._real(rows, look), name, look) for name, rows in ((REAL, real), (TEST, test))}
+        made = self._made(pictures, origins, look)
+        pools |= {origin: self._load(of_origin.by_class, origin, look) for origin, of_origin in made.items()}
+        return Material(
+            classes=index.classes,
+            poor=tuple(label for label, name in enumerate(index.classes) if pictures.get(name)),
+            n_real=np.array(list(index.counts(TRAIN).values())),
+            pools=grayed(pools),
+            real_ids=np.concatenate(real),
+            made_from={origin: self.held_out.ids_of(of_origin.made_from) for origin, of_origin in made.items()},
+            held_out=self.held_out,
+            notes=notes,
+        )
+
+    def _look(self, pictures: Mapping[str, Sequence[Picture]]) -> View:
+        """Return the view of all images; real ones go through the synthetic ones' file format, if all have one."""
+        look = view_of(pictures, self.manifest, self.square)
+        return look if self.manifest else replace(look, encoding=given_images(self.out, 0, self.progress).encoding)
+
+    def _made(self, pictures: Mapping[str, Sequence[Picture]], origins: Collection[str], look: View) -> dict[str, Made]:
+        """Return the output's images, and those of other origins that are wanted."""
+        made = {FILTERED: self._synthetic(pictures, look)}
         if UNFILTERED in origins:
-            unfiltered = self._pictures(self._make_unfiltered(), self.manifest)
-            pools[UNFILTERED] = self._load(self._synthetic(unfiltered, look), UNFILTERED, look)
+            made[UNFILTERED] = self._synthetic(self._pictures(self._make_unfiltered(), self.manifest), look)
         if CONTROL in origins:
-            pools[CONTROL] = self._load(self._control(made, look, pools["train"].counts), CONTROL, look)
-        poor = tuple(label for label, name in enumerate(index.classes) if made.get(name))
-        return Material(index.classes, poor, grayed(pools), notes)
+            made[CONTROL] = self._control(pictures, look)
+        return made
+
+    def _rows(self, *splits: str, name: str) -> np.ndarray:
+        """Return the ids of the usable images of a class in some splits, ascending."""
+        return np.sort(np.concatenate([self.index.rows(split, name) for split in splits]))
 
     def _check_labels(self) -> None:
         """Check that the output's labels are the data set's."""
@@ -111,50 +174,60 @@ class Sources:
     def _pictures(self, out: Path, manifest: Mapping[str, Any]) -> dict[str, list[Picture]]:
         return pictures_of_output(out, ALL) if manifest else pictures_of_folder(out, ALL, 0, self.progress)
 
-    def _real(self, split: str, look: View) -> list[list[Loader]]:
+    def _real(self, by_class: Sequence[np.ndarray], look: View) -> list[list[Loader]]:
         def load(row: int) -> np.ndarray:
             return look.of_real(self.index.load(row))
 
-        return [
-            [functools.partial(load, row) for row in self.index.rows(split, name).tolist()]
-            for name in self.index.classes
-        ]
+        return [[functools.partial(load, row) for row in rows.tolist()] for rows in by_class]
 
-    def _synthetic(self, made: Mapping[str, Sequence[Picture]], look: View) -> list[list[Loader]]:
+    def _synthetic(self, pictures: Mapping[str, Sequence[Picture]], look: View) -> Made:
         def load(picture: Picture) -> np.ndarray:
             return look.of_synthetic(picture.load())
 
-        return [[functools.partial(load, picture) for picture in made.get(name, ())] for name in self.index.classes]
+        by_class = [pictures.get(name, ()) for name in self.index.classes]
+        return Made(
+            [[functools.partial(load, picture) for picture in of_class] for of_class in by_class],
+            [picture.made_from for of_class in by_class for picture in of_class],
+        )
 
     def _load(self, by_class: list[list[Loader]], what: str, look: View) -> Pool:
         return load_pool(by_class, (look.size_px, look.size_px, 3), what, self.progress)
 
-    def _notes(self, pools: Mapping[str, Pool], made: Mapping[str, Sequence[Picture]]) -> tuple[str, ...]:
+    def _notes(
+        self, real: Sequence[np.ndarray], test: Sequence[np.ndarray], pictures: Mapping[str, Sequence[Picture]]
+    ) -> tuple[str, ...]:
         """Say what is missing.
 
         Raises:
             InputError: a split without any image.
         """
-        for split in SPLITS:
-            if not pools[split].counts.sum():
+        val = self.held_out.ids(0)
+        n_val = [int(np.isin(ids, val).sum()) for ids in real]
+        n_train, n_test = sum(map(len, real)) - sum(n_val), [len(ids) for ids in test]
+        for split, n in ((TRAIN, n_train), (VAL, sum(n_val)), (TEST, sum(n_test))):
+            if not n:
                 raise InputError(
                     f"DATA has no {split} images",
                     remedy="A study trains on train, chooses on val and reports on test: give DATA all three",
                 )
         notes = [
             f"class {name!r} has no {split} images: {consequence}"
-            for split, consequence in (("val", "no choice sees it"), ("test", "it counts in no figure"))
-            for name, n in zip(self.index.classes, pools[split].counts, strict=True)
+            for split, counts, consequence in (
+                (VAL, n_val, "no choice sees it"), (TEST, n_test, "it counts in no figure"),
+            )
+            for name, n in zip(self.index.classes, counts, strict=True)
             if not n
-        ]
+        ]  # fmt: skip
         request = self.manifest.get("request", {})
-        without = {*request.get("counts", ()), *request.get("withheld", ())} - made.keys()
+        without = {*request.get("counts", ()), *request.get("withheld", ())} - pictures.keys()
         notes += [f"class {name!r} has no synthetic images" for name in self.index.classes if name in without]
+        if self.held_out.changes and not all(picture.made_from for of in pictures.values() for picture in of):
+            notes.append("val is held out of train, and OUT may have been made from it: choices may favour its images")
         return tuple(notes)
 
     def _make_unfiltered(self) -> Path:
         """Make as many images as the output has, without a filter, with the same seed and format."""
-        request, real = self.manifest["request"], self.index.counts("train")
+        request, real = self.manifest["request"], self.index.counts(TRAIN)
         made = {row["class"]: row["synthetic"] for row in self.manifest["classes"] if row["synthetic"]}
         out = self.results / UNFILTERED
         shards.generate(
@@ -171,16 +244,21 @@ class Sources:
         )
         return out
 
-    def _control(self, made: Mapping[str, Sequence[Picture]], look: View, n_real: np.ndarray) -> list[list[Loader]]:
+    def _control(self, pictures: Mapping[str, Sequence[Picture]], look: View) -> Made:
         """The output's images, and translations of every class that has none: as many as the largest of the others."""
-        run, most = self._run(), max(map(len, made.values()))
-        by_class = self._synthetic(made, look)
+        run, most, n_real = self._run(), max(map(len, pictures.values())), self.index.counts(TRAIN)
+        by_class, made_from = [], []
         for label, name in enumerate(self.index.classes):
-            if not by_class[label]:
-                n = min(most, int(n_real[label]))
-                translated = rich_translations(run, name, n, run.recipe.seed, self.device)
-                by_class[label] = [functools.partial(_through, look, pixels) for pixels in translated]
-        return by_class
+            of_class = self._synthetic({name: pictures.get(name, ())}, look)
+            if pictures.get(name):
+                by_class.append(of_class.by_class[label])
+                made_from += of_class.made_from
+                continue
+            n = min(most, n_real[name])
+            translated = list(rich_translations(run, name, n, run.recipe.seed, self.device))
+            by_class.append([functools.partial(_through, look, image.pixels) for image in translated])
+            made_from += [image.made_from for image in translated]
+        return Made(by_class, made_from)
 
     def _run(self) -> LoadedRun:
         if self.run is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,27 +14,34 @@ from imblearn.over_sampling import SMOTE, RandomOverSampler
 from tqdm import tqdm
 
 from rebalance import images
-from rebalance.trials.arms import FULL
+from rebalance.trials.amounts import Amounts
 
 _SMOTE_NEIGHBOURS = 5
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Images sorted by class.
+    """Images sorted by class; several pools may be parts of the same pixels.
 
     Attributes:
-        pixels: (n, H, W, C) uint8.
+        pixels: (m, H, W, C) uint8.
         counts: (classes,) images of each class.
+        rows: (n,) int64, where each image lies in `pixels`, class by class.
     """
 
     pixels: np.ndarray
     counts: np.ndarray
+    rows: np.ndarray
+
+    @classmethod
+    def of_sorted(cls, pixels: np.ndarray, counts: np.ndarray) -> Pool:
+        """Return all of images (n, H, W, C) that are sorted by class."""
+        return cls(pixels, counts, np.arange(len(pixels)))
 
     @classmethod
     def of_classes(cls, by_class: Sequence[np.ndarray]) -> Pool:
         """Join images (n, H, W, C) of each class, in label order."""
-        return cls(np.concatenate(list(by_class)), np.array([len(pixels) for pixels in by_class]))
+        return cls.of_sorted(np.concatenate(list(by_class)), np.array([len(pixels) for pixels in by_class]))
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -48,17 +55,26 @@ class Pool:
 
     def of_class(self, label: int) -> np.ndarray:
         """Return the images of a class."""
-        return self.pixels[self.starts[label] : self.starts[label] + self.counts[label]]
+        return self.pixels[self.rows[self.starts[label] : self.starts[label] + self.counts[label]]]
+
+    def first(self, counts: np.ndarray) -> Pool:
+        """Return the first images of each class, so many (classes,) or all there are, without copying pixels."""
+        return self.kept(np.arange(len(self.rows)) - self.starts[self.labels] < counts[self.labels])
+
+    def kept(self, chosen: np.ndarray) -> Pool:
+        """Return the images that are chosen (n,) bool, without copying pixels."""
+        counts = np.bincount(self.labels[chosen], minlength=len(self.counts))
+        return replace(self, counts=counts, rows=self.rows[chosen])
 
 
 def with_smote(real: Pool, seed: int) -> Pool:
-    """Return real images with SMOTE's (Chawla et al., 2002) up to the largest class, interpolated pixel by pixel.
+    """Return real images, and after them SMOTE's (Chawla et al., 2002) up to the largest class, made pixel by pixel.
 
     A class of one image has no neighbours: it is repeated. A single class stays as it is.
     """
     if np.count_nonzero(real.counts) < 2:
         return real
-    flat, labels = real.pixels.reshape(len(real.pixels), -1).astype(np.float32), real.labels
+    flat, labels = real.pixels[real.rows].reshape(len(real.rows), -1).astype(np.float32), real.labels
     present = real.counts[real.counts > 0]
     lonely = {label: int(present.max()) for label, n in enumerate(real.counts) if n == 1}
     if lonely:
@@ -107,16 +123,20 @@ class Mixture:
     Attributes:
         real: real images, with SMOTE's where the arm has them.
         synthetic: synthetic images; None without.
-        limits: (classes,) how many of each class's synthetic images are used, the first ones.
         probabilities: (classes,) of a class.
         shares: (classes,) of the class's draws that are synthetic.
     """
 
     real: Pool
     synthetic: Pool | None
-    limits: np.ndarray
     probabilities: np.ndarray
     shares: np.ndarray
+
+    @classmethod
+    def of_amounts(cls, real: Pool, synthetic: Pool | None, amounts: Amounts) -> Mixture:
+        """Draw from the first images of each class, as many as an arm takes."""
+        some = None if synthetic is None else synthetic.first(amounts.synthetic)
+        return cls(real.first(amounts.real), some, amounts.probabilities, amounts.shares)
 
     def draw(self, n: int, rng: np.random.Generator, late: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Draw pixels (n, H, W, C) uint8 and labels (n,); `late` draws real images only."""
@@ -124,40 +144,16 @@ class Mixture:
         place, synthetic = rng.random(n), rng.random(n) < self.shares[labels]
         if late:
             synthetic &= self.real.counts[labels] == 0  # such a class has nothing else
-        rows = self.real.starts[labels] + (place * self.real.counts[labels]).astype(np.int64)
-        if self.synthetic is None or not synthetic.any():
-            return self.real.pixels[rows], labels
-        pixels = self.real.pixels[np.where(synthetic, 0, rows)]
-        chosen = labels[synthetic]
-        pixels[synthetic] = self.synthetic.pixels[
-            self.synthetic.starts[chosen] + (place[synthetic] * self.limits[chosen]).astype(np.int64)
-        ]
+        pixels = np.empty((n, *self.real.pixels.shape[1:]), np.uint8)
+        pixels[~synthetic] = _at(self.real, labels[~synthetic], place[~synthetic])
+        if self.synthetic is not None:
+            pixels[synthetic] = _at(self.synthetic, labels[synthetic], place[synthetic])
         return pixels, labels
 
 
-def mixture(
-    real: Pool, synthetic: Pool | None, multiple: float, share: float | None, balanced: bool, n_real: np.ndarray
-) -> Mixture:
-    """Decide how an arm draws.
-
-    Args:
-        real: real images, with SMOTE's where the arm has them.
-        synthetic: synthetic images; None without.
-        multiple: synthetic images of a class, times its real ones, at most.
-        share: share of the draws of a class that has synthetic images; None: as they are many.
-        balanced: every class as often, instead of every image.
-        n_real: (classes,) real images, which multiples count.
-    """
-    available = np.zeros(len(n_real), np.int64) if synthetic is None else synthetic.counts
-    limits = available
-    if multiple != FULL:
-        limits = np.minimum(available, np.floor(n_real * multiple + 1e-9).astype(np.int64))
-    total = real.counts + limits
-    shares = limits / np.maximum(total, 1)
-    if share is not None:
-        shares = np.where(limits > 0, np.where(real.counts > 0, share, 1.0), 0.0)
-    mass = (total > 0).astype(np.float64) if balanced else total.astype(np.float64)
-    return Mixture(real, synthetic, limits, mass / mass.sum(), shares)
+def _at(pool: Pool, labels: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return the images (n, H, W, C) at places (n,) in [0, 1) of the classes of labels (n,)."""
+    return pool.pixels[pool.rows[pool.starts[labels] + (places * pool.counts[labels]).astype(np.int64)]]
 
 
 def load_pool(
@@ -178,13 +174,13 @@ def load_pool(
         bar = tqdm(loaded, total=len(pixels), desc=what, unit="img", disable=not progress, leave=False)
         for position, image in enumerate(bar):
             pixels[position] = image
-    return Pool(pixels, counts)
+    return Pool.of_sorted(pixels, counts)
 
 
 def grayed(pools: Mapping[str, Pool]) -> dict[str, Pool]:
     """Keep one channel of all pools where none has any colour: a third of the work for the same pictures."""
     gray = all((pool.pixels == pool.pixels[..., :1]).all() for pool in pools.values())
-    return {name: Pool(pool.pixels[..., :1] if gray else pool.pixels, pool.counts) for name, pool in pools.items()}
+    return {name: replace(pool, pixels=pool.pixels[..., :1]) if gray else pool for name, pool in pools.items()}
 
 
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:

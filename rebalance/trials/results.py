@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rebalance.trials.arms import FILTERED, Arm
-from rebalance.trials.classifier import Confusion
+from rebalance.trials.arms import BEST, FILTERED, Arm
 from rebalance.trials.figures import SCALARS, Figures, Spread, figures, spread
 from rebalance.trials.material import Material
+from rebalance.trials.trial_files import Outcome
 
-Trials = Mapping[Arm, Sequence[Confusion]]
-"""Of every arm, one confusion a seed, in the order of the seeds."""
+Trials = Mapping[Arm, Sequence[Outcome]]
+"""Of every arm, one outcome a seed, in the order of the seeds."""
 
 
 @dataclass(frozen=True)
 class ArmResult:
-    """One arm over all seeds.
+    """One arm over all its seeds.
 
     Attributes:
         name: the arm.
         cheap: whether it does without synthetic images.
+        seeds: number of its seeds.
         synthetic: synthetic images of each class that has some.
         shares: the share of each such class's draws that they get.
         val: balanced accuracy on val.
         figures: each figure of `SCALARS` on test.
         recalls: recall of each class on test.
-        differences: each figure's paired difference to the baseline's.
+        differences: each figure's paired difference to the baseline's, over the seeds that both have.
         recall_differences: each class's.
         seconds: mean time of a trial.
     """
 
     name: str
     cheap: bool
+    seeds: int
     synthetic: dict[str, int]
     shares: dict[str, float]
     val: Spread
@@ -57,7 +59,9 @@ class Tuned:
         synthetic: how many of them are synthetic.
         shares: the share of the class's mass that they should get.
         n_real: real train images of these classes.
+        seeds: seeds that it was chosen over.
         val: its balanced accuracy on val.
+        val_gain: its paired difference to the best cheap arm.
     """
 
     arm: str
@@ -65,7 +69,9 @@ class Tuned:
     synthetic: dict[str, int]
     shares: dict[str, float]
     n_real: dict[str, int]
+    seeds: int
     val: Spread
+    val_gain: Spread
 
 
 @dataclass(frozen=True)
@@ -76,10 +82,10 @@ class Downstream:
         results: folder with `downstream.json`, `chart.png`, `tuned.json` and the trials.
         classes: the classes, in label order.
         poor: those that have synthetic images.
-        seeds: number of seeds.
+        seeds: seeds that choices are made over, `best`, `baseline` and `tuned`, among the arms that have as many.
         best: the cheap arm with the best balanced accuracy on val, which `best` stands for; "" without cheap arms.
         baseline: the cheap arm with the best balanced accuracy on test, which arms are compared with; "" without.
-        arms: every arm.
+        arms: every arm that the folder has trials of, those asked for first.
         tuned: the balance to choose; None where no arm can tell.
         chosen: how classifiers are computed on this machine.
         notes: what is missing.
@@ -100,28 +106,41 @@ class Downstream:
 
     def to_json(self) -> dict[str, Any]:
         """Return the study as plain values; what is not known is None."""
-        return _plain({**asdict(self), "results": str(self.results)})
+        return plain_values({**asdict(self), "results": str(self.results)})
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
+    """Return mappings, lists and tuples as JSON has them, None for a number that is not finite."""
     if isinstance(value, dict):
-        return {key: _plain(of_key) for key, of_key in value.items()}
+        return {key: plain_values(of_key) for key, of_key in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(element) for element in value]
+        return [plain_values(element) for element in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-@dataclass(frozen=True)
-class Amounts:
-    """How many synthetic images an arm draws from.
+def seeds_to_choose_over(n_seeds: Mapping[Arm, int]) -> int:
+    """Return over how many seeds arms are compared, when some have more than others.
 
-    Attributes:
-        limits: (classes,) synthetic images.
-        shares: (classes,) of the class's draws that are synthetic.
+    The most for which there is an amount to choose: a cheap arm, and one with filtered images on top of it; else the
+    most for which there are two cheap arms, or one. So a choice is never made anew over fewer seeds.
+
+    Args:
+        n_seeds: seeds of each arm; one on top of `BEST` is on top of any cheap arm.
     """
+    descending = sorted(set(n_seeds.values()), reverse=True)
+    with_so_many = {n: [arm for arm in n_seeds if n_seeds[arm] >= n] for n in descending}
+    cheap = {n: [arm for arm in arms if arm.cheap] for n, arms in with_so_many.items()}
+    for n, arms in with_so_many.items():
+        if any(_builds_on(arm, below) for arm in arms for below in cheap[n]):
+            return n
+    enough = [n for least in (2, 1) for n in descending if len(cheap[n]) >= least]
+    return enough[0] if enough else max(descending, default=0)
 
-    limits: np.ndarray
-    shares: np.ndarray
+
+def _builds_on(arm: Arm, below: Arm) -> bool:
+    """Whether an arm is a cheap one with filtered images, and so one of the amounts to choose from."""
+    same = arm.remedy == BEST or (arm.remedy, arm.augment) == (below.remedy, below.augment)
+    return same and arm.synthetic == FILTERED and not arm.late
 
 
 @dataclass(frozen=True)
@@ -130,66 +149,69 @@ class Summary:
 
     Attributes:
         material: the images.
-        amounts: how many synthetic ones each arm draws from.
-        trials: what came of it.
+        trials: what came of each arm.
+        seeds: choices are made over so many, among the arms that have them.
     """
 
     material: Material
-    amounts: Mapping[Arm, Amounts]
     trials: Trials
+    seeds: int
+
+    @property
+    def _compared(self) -> list[Arm]:
+        return [arm for arm, outcomes in self.trials.items() if len(outcomes) >= self.seeds]
 
     def best_on_val(self) -> Arm | None:
         """The cheap arm with the best mean balanced accuracy on val; None without."""
-        return self._best([arm for arm in self.trials if arm.cheap], self.val)
+        return self._best(self.val)
 
     def baseline(self) -> Arm | None:
         """The cheap arm with the best mean on test: the hardest to beat; None without."""
-        return self._best([arm for arm in self.trials if arm.cheap], lambda arm: self._test(arm, "balanced_accuracy"))
+        return self._best(lambda arm: [of_seed.balanced_accuracy for of_seed in self._of(arm)[: self.seeds]])
 
-    def _best(self, arms: Sequence[Arm], values: Any) -> Arm | None:
-        return max(arms, key=lambda arm: np.mean(values(arm)), default=None)
+    def _best(self, values: Callable[[Arm], Sequence[float]]) -> Arm | None:
+        cheap = [arm for arm in self._compared if arm.cheap]
+        return max(cheap, key=lambda arm: np.mean(values(arm)), default=None)
 
     def val(self, arm: Arm) -> list[float]:
-        """Balanced accuracy on val, by seed."""
-        return [figures(trial.val, self.material.poor).balanced_accuracy for trial in self.trials[arm]]
+        """Balanced accuracy on val, by the seeds that choices are made over."""
+        return self._val(arm)[: self.seeds]
+
+    def _val(self, arm: Arm) -> list[float]:
+        poor = self.material.poor
+        return [figures(of_seed.confusion.val, poor).balanced_accuracy for of_seed in self.trials[arm]]
 
     def _of(self, arm: Arm) -> list[Figures]:
-        return [figures(trial.test, self.material.poor) for trial in self.trials[arm]]
-
-    def _test(self, arm: Arm, name: str) -> list[float]:
-        return [getattr(of_seed, name) for of_seed in self._of(arm)]
+        return [figures(of_seed.confusion.test, self.material.poor) for of_seed in self.trials[arm]]
 
     def arm(self, arm: Arm, baseline: Arm | None) -> ArmResult:
         """Summarise an arm, against a baseline where there is one."""
-        own, other = self._of(arm), self._of(baseline) if baseline else []
-        recalls = np.array([of_seed.recalls for of_seed in own])
-        gains = recalls - np.array([of_seed.recalls for of_seed in other]) if other else None
+        own, recalls = self._of(arm), np.array([of_seed.recalls for of_seed in self._of(arm)])
+        pairs = list(zip(own, self._of(baseline) if baseline else [], strict=False))
+        gains = np.array([np.subtract(a.recalls, b.recalls) for a, b in pairs])
         synthetic, shares = self._amounts(arm)
         classes = self.material.classes
         return ArmResult(
             name=arm.name,
             cheap=arm.cheap,
+            seeds=len(own),
             synthetic=synthetic,
             shares=shares,
-            val=spread(self.val(arm)),
+            val=spread(self._val(arm)),
             figures={name: spread([getattr(f, name) for f in own]) for name in SCALARS},
             recalls={name: spread(recalls[:, label]) for label, name in enumerate(classes)},
             differences={
-                name: spread([getattr(a, name) - getattr(b, name) for a, b in zip(own, other, strict=True)])
-                for name in SCALARS
-                if other
+                name: spread([getattr(a, name) - getattr(b, name) for a, b in pairs]) for name in SCALARS if pairs
             },
-            recall_differences=(
-                {name: spread(gains[:, label]) for label, name in enumerate(classes)} if gains is not None else {}
-            ),
-            seconds=round(float(np.mean([trial.seconds for trial in self.trials[arm]])), 1),
+            recall_differences={name: spread(gains[:, label]) for label, name in enumerate(classes) if pairs},
+            seconds=round(float(np.mean([of_seed.confusion.seconds for of_seed in self.trials[arm]])), 1),
         )
 
     def _amounts(self, arm: Arm) -> tuple[dict[str, int], dict[str, float]]:
-        amounts, classes = self.amounts[arm], self.material.classes
-        used = [label for label, n in enumerate(amounts.limits) if n]
+        amounts, classes = self.trials[arm][0].amounts, self.material.classes
+        used = [label for label, n in enumerate(amounts.synthetic) if n]
         return (
-            {classes[label]: int(amounts.limits[label]) for label in used},
+            {classes[label]: int(amounts.synthetic[label]) for label in used},
             {classes[label]: round(float(amounts.shares[label]), 6) for label in used},
         )
 
@@ -197,10 +219,10 @@ class Summary:
         """Choose, on val alone, among the best cheap arm and what filtered images make of it; ties go to fewer."""
         if best is None:
             return None
-        arms = [arm for arm in self.trials if arm == best or self._builds_on(arm, best)]
+        arms = [arm for arm in self._compared if arm == best or _builds_on(arm, best)]
         if arms == [best]:
             return None
-        arms.sort(key=lambda arm: int(self.amounts[arm].limits.sum()))
+        arms.sort(key=lambda arm: int(self.trials[arm][0].amounts.synthetic.sum()))
         chosen = max(arms, key=lambda arm: np.mean(self.val(arm)))
         synthetic, shares = self._amounts(chosen)
         n_real = {name: int(self.material.n_real[self.material.classes.index(name)]) for name in synthetic}
@@ -210,10 +232,12 @@ class Summary:
             synthetic=synthetic,
             shares=shares,
             n_real=n_real,
+            seeds=self.seeds,
             val=spread(self.val(chosen)),
+            val_gain=spread(np.subtract(self.val(chosen), self.val(best)).tolist()),
         )
 
-    @staticmethod
-    def _builds_on(arm: Arm, best: Arm) -> bool:
-        same = (arm.remedy, arm.augment) == (best.remedy, best.augment)
-        return same and arm.synthetic == FILTERED and not arm.late
+    def short_of_seeds(self) -> tuple[str, ...]:
+        """Say which arms have too few seeds to be among the choices."""
+        short = [f"{arm.name} ({len(of)})" for arm, of in self.trials.items() if len(of) < self.seeds]
+        return (f"fewer than {self.seeds} seeds, so not among the choices: {', '.join(short)}",) if short else ()

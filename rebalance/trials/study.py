@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import shutil
 import time
@@ -22,23 +23,26 @@ from rebalance.config.options import to_mapping
 from rebalance.devices import choose_device
 from rebalance.errors import DamagedError, InputError, RefusedError
 from rebalance.generation import LoadedRun, load_run
-from rebalance.index import build_index, carve_validation
+from rebalance.index import build_index
 from rebalance.shards.manifest import REQUEST, manifest_of
 from rebalance.shards.request import device_kind
 from rebalance.training import RunDirectory
 from rebalance.training.loop import LoopOptions
 from rebalance.training.precision import choose, described
-from rebalance.trials.arms import BEST, CONTROL, DEFAULT, FILTERED, UNFILTERED, Arm, parse_arms, parse_multiple
+from rebalance.trials.arms import BEST, CONTROL, DEFAULT, PLAIN, SMOTE, UNFILTERED, Arm, parse_arms, parse_multiple
 from rebalance.trials.chart import chart_png
-from rebalance.trials.classifier import Classifier, Confusion, Trial, loop_options
-from rebalance.trials.material import Material, Sources
-from rebalance.trials.pools import Mixture, Pool, mixture, with_smote
-from rebalance.trials.results import Amounts, Downstream, Summary
+from rebalance.trials.classifier import Classifier, Trial, loop_options
+from rebalance.trials.held_out import HeldOut
+from rebalance.trials.material import TEST, TRAIN, VAL, Material, Sources
+from rebalance.trials.pools import Mixture, Pool, with_smote
+from rebalance.trials.results import Downstream, Summary, seeds_to_choose_over
+from rebalance.trials.trial_files import TRIALS, Outcome, TrialFiles, arms_of
 
 logger = logging.getLogger(__name__)
 
-RESULT, STUDY, TUNED, TRIALS, CHART = "downstream.json", "study.json", "tuned.json", "trials", "chart.png"
+RESULT, STUDY, TUNED, CHART = "downstream.json", "study.json", "tuned.json", "chart.png"
 MULTIPLES = ("1", "2", "5", "10", "full")
+_FILLED_BYTES = 2**30
 
 
 def downstream(
@@ -70,7 +74,7 @@ def downstream(
         overrides: `key=value` changes of the recipe.
         arms: arms such as "oversampling+augment+filtered+x5+share=0.3", see `rebalance.trials.arms`; by default
             every cheap remedy, and filtered and unfiltered images on top of the best one. Those that the folder has
-            with as many seeds count as asked for.
+            are reported as well, with all their seeds.
         multiples: synthetic images of a class, times its real ones; "full" is all there are.
         seeds: how often every arm is trained, with other weights and draws.
         square: how real images become square; by default as the output's, else "crop".
@@ -94,30 +98,31 @@ def downstream(
     loaded = _run_of(run, manifest, data, place)
     chosen = load_recipe(recipe or (loaded.recipe if loaded else "gpu-128"), overrides)
     wanted, notes = _arms(arms, [parse_multiple(str(multiple)) for multiple in multiples], loaded is not None)
-    if not overwrite:
-        wanted = tuple(dict.fromkeys((*wanted, *_finished(folder, seeds, loaded is not None))))
+    _check_best(wanted, [] if overwrite else arms_of(folder))
     index = build_index(Path(data), progress=progress)
-    held_out = manifest["validation"] if manifest else {"fraction": chosen.data.val_fraction, "seed": chosen.seed}
-    index = carve_validation(index, **held_out)
+    validation = manifest["validation"] if manifest else {"fraction": chosen.data.val_fraction, "seed": chosen.seed}
+    held_out = HeldOut(index, **validation)
     synthetic = manifest.get("fingerprint") or build_index(out).fingerprint
     identity = {
         "data": index.fingerprint, "synthetic": synthetic, "square": square, "device": device_kind(place),
-        "downstream": to_mapping(chosen.downstream),
+        "val": {**validation, "by_seed": held_out.changes}, "downstream": to_mapping(chosen.downstream),
         "libraries": {"torch": torch.__version__, "numpy": np.__version__, "pillow": PIL.__version__},
     }  # fmt: skip
     key = files.sha256_bytes(files.canonical_json(identity).encode())
     with _begun(folder, overwrite):
         kept = _kept_loop(folder / STUDY, identity, chosen.downstream)
-        sources = Sources(index, out, manifest, loaded, folder, square, place, progress)
+        sources = Sources(held_out, out, manifest, loaded, folder, square, place, progress)
         material = sources.material({arm.synthetic for arm in wanted})
         loop = kept or _timed_loop(folder / STUDY, identity, chosen, material, place)
-        study = _Study(folder, key, material, chosen.downstream, loop, place)
+        trials = TrialFiles(folder, key)
+        study = _Study(trials, trials.read(), material, chosen.downstream, loop, place)
         with _Progress(progress) as bar:
             summary, best = study.run(wanted, seeds, bar)
-        result = _result(folder, summary, best, seeds, described(study.loop), (*notes, *material.notes), start)
+        notes = (*notes, *material.notes, *summary.short_of_seeds())
+        result = _result(folder, summary, best, described(study.loop), notes, start)
+        result = replace(result, notes=(*result.notes, *_keep_tuned(result, folder, loaded, overwrite)))
         files.write_json(folder / RESULT, {**result.to_json(), "results": ""})
         files.write_bytes(folder / CHART, chart_png(result))
-        _keep_tuned(result, folder, loaded)
     return result
 
 
@@ -146,17 +151,14 @@ def _arms(
     if without and texts is not None:
         raise InputError("arms with unfiltered or control images need --run", value=without)
     wanted = tuple(arm for arm in wanted if arm.name not in without)
-    if any(arm.remedy == BEST for arm in wanted) and not any(arm.cheap for arm in wanted):
-        raise InputError("--arms: best is the best of the arms without synthetic images", remedy="Name some")
     notes = (f"without --run, not trained: {', '.join(without)}",) if without else ()
     return wanted, notes
 
 
-def _finished(folder: Path, seeds: int, with_run: bool) -> list[Arm]:
-    """Return arms that a study's folder has with at least so many seeds, as far as their images can be had."""
-    names = [path.parent.name for path in sorted((folder / TRIALS).glob(f"*/seed-{seeds - 1}.json"))]
-    arms = [arm for name in names for arm in parse_arms([name], ())]
-    return [arm for arm in arms if with_run or arm.synthetic not in (UNFILTERED, CONTROL)]
+def _check_best(wanted: Sequence[Arm], there: Sequence[Arm]) -> None:
+    """Check that there is a cheap arm for `BEST` to stand for."""
+    if any(arm.remedy == BEST for arm in wanted) and not any(arm.cheap for arm in (*wanted, *there)):
+        raise InputError("--arms: best is the best of the arms without synthetic images", remedy="Name some")
 
 
 @contextlib.contextmanager
@@ -209,10 +211,10 @@ def _timed_loop(
     path: Path, identity: dict[str, Any], recipe: Recipe, material: Material, device: torch.device
 ) -> LoopOptions:
     """Time how classifiers are computed fastest here, and keep it with what the study is of."""
-    options, real = recipe.downstream, material.pools["train"]
+    options, real, plain = recipe.downstream, material.of_seed(0)[TRAIN], Arm(PLAIN)
     classifier = Classifier.build(options, real.pixels.shape[3], len(material.classes), True, recipe.seed)
-    plain = mixture(real, None, 0.0, None, False, material.n_real)
-    batch = Trial(Arm("plain"), 0, plain, options, loop_options(options), device).batch(np.random.default_rng(0), 0.0)
+    drawn = Mixture.of_amounts(real, None, material.amounts(plain))
+    batch = Trial(plain, 0, drawn, options, loop_options(options), device).batch(np.random.default_rng(0), 0.0)
     loop, duels = choose(classifier, loop_options(options, recipe.training.threads), device, batch)
     logger.info("classifier: %s chosen (%s)", described(loop), "; ".join(map(str, duels)))
     kept = {"precision": loop.precision, "memory_format": loop.memory_format, "threads": loop.threads}
@@ -250,103 +252,89 @@ class _Progress:
 class _Study:
     """The trials of a study: those that are there, and those still to be run."""
 
-    folder: Path
-    key: str
+    trials: TrialFiles
+    outcomes: dict[Arm, dict[int, Outcome]]
     material: Material
     options: DownstreamOptions
     loop: LoopOptions
     device: torch.device
+    pools: dict[int, dict[str, Pool]] = field(default_factory=dict)
     filled: dict[int, Pool] = field(default_factory=dict)
 
     def run(self, wanted: Sequence[Arm], seeds: int, bar: _Progress) -> tuple[Summary, Arm | None]:
-        """Run the cheap arms, then the others, seed by seed; return what came of them and the best cheap arm."""
+        """Run the cheap arms, then the others, seed by seed; return what came of all trials and the best cheap arm.
+
+        Trials of arms and seeds that are not asked for count as well.
+        """
         if self.loop.threads:
             torch.set_num_threads(self.loop.threads)
+        there = {arm: len(outcomes) for arm, outcomes in self._finished().items()}
+        compared = seeds_to_choose_over(there | {arm: max(seeds, there.get(arm, 0)) for arm in wanted})
         bar.expect(self.options.steps * self._missing(wanted, seeds))
-        cheap = [arm for arm in wanted if arm.cheap]
-        amounts, trials = self._all(cheap, seeds, bar)
-        best = Summary(self.material, amounts, trials).best_on_val()
-        others = list(dict.fromkeys(arm.resolved(best) if best else arm for arm in wanted if not arm.cheap))
-        bar.expect(self.options.steps * self._missing(others, seeds))
-        more, later = self._all(others, seeds, bar)
-        return Summary(self.material, {**amounts, **more}, {**trials, **later}), best
+        self._train([arm for arm in wanted if arm.cheap], seeds, bar)
+        best = Summary(self.material, self._finished(), compared).best_on_val()
+        _check_best(wanted, [best] if best else [])
+        resolved = list(dict.fromkeys(arm.resolved(best) if best else arm for arm in wanted))
+        bar.expect(self.options.steps * self._missing(resolved, seeds))
+        self._train(resolved, seeds, bar)
+        return Summary(self.material, self._finished(resolved), compared), best
+
+    def _finished(self, first: Sequence[Arm] = ()) -> dict[Arm, list[Outcome]]:
+        """Return the trials of every arm in the order of the seeds, as far as none is missing; `first` come first."""
+        found = {}
+        for arm in dict.fromkeys([*first, *self.outcomes]):
+            of_arm = self.outcomes.get(arm, {})
+            found[arm] = [of_arm[seed] for seed in itertools.takewhile(of_arm.__contains__, itertools.count())]
+        return {arm: outcomes for arm, outcomes in found.items() if outcomes}
 
     def _missing(self, wanted: Sequence[Arm], seeds: int) -> int:
         """Trials still to be run, as far as can be known before the best cheap arm is."""
-        return sum(not self._path(arm, seed).is_file() for arm in wanted for seed in range(seeds))
+        return sum(seed not in self.outcomes.get(arm, {}) for arm in wanted for seed in range(seeds))
 
-    def _all(
-        self, arms: Sequence[Arm], seeds: int, bar: _Progress
-    ) -> tuple[dict[Arm, Amounts], dict[Arm, list[Confusion]]]:
-        trials: dict[Arm, list[Confusion]] = {arm: [] for arm in arms}
-        for seed in range(seeds):  # so that all arms are known by one seed first
-            for arm in arms:
-                trials[arm].append(self._trial(arm, seed, bar))
-        drawn = {arm: self._mixture(arm, 0) for arm in arms}
-        return {arm: Amounts(mixed.limits, mixed.shares) for arm, mixed in drawn.items()}, trials
-
-    def _path(self, arm: Arm, seed: int) -> Path:
-        return self.folder / TRIALS / arm.name / f"seed-{seed}.json"
-
-    def _trial(self, arm: Arm, seed: int, bar: _Progress) -> Confusion:
-        """Return a trial's outcome, from its file where it has been run."""
-        path, pools = self._path(arm, seed), self.material.pools
-        found = _stored(path, self.key)
-        if found is None:
-            bar.begin(arm.name, seed)
-            trial = Trial(arm, seed, self._mixture(arm, seed), self.options, self.loop, self.device)
-            found = trial.run(pools["val"], pools["test"], bar.step)
-            values = {"val": found.val.tolist(), "test": found.test.tolist(), "seconds": found.seconds}
-            files.write_sealed_json(path, {**values, "study": self.key})
-        return found
+    def _train(self, arms: Sequence[Arm], seeds: int, bar: _Progress) -> None:
+        """Run the trials that are missing, seed by seed, so that all arms are known by one seed first."""
+        for seed, arm in itertools.product(range(seeds), arms):
+            if seed not in self.outcomes.get(arm, {}):
+                bar.begin(arm.name, seed)
+                trial = Trial(arm, seed, self._mixture(arm, seed), self.options, self.loop, self.device)
+                found = trial.run(self._pools(seed)[VAL], self._pools(seed)[TEST], bar.step)
+                outcome = Outcome(found, self.material.amounts(arm))
+                self.trials.write(arm, seed, outcome)
+                self.outcomes.setdefault(arm, {})[seed] = outcome
 
     def _mixture(self, arm: Arm, seed: int) -> Mixture:
         """Decide what an arm draws."""
-        real, n_real = self.material.pools["train"], self.material.n_real
-        synthetic: Pool | None = self.material.pools[arm.synthetic] if arm.synthetic else None
-        if arm.remedy == "smote":
-            real = self._filled(seed)
-        balanced, multiple = arm.remedy == "oversampling", arm.multiple or 0.0
-        if arm.synthetic != CONTROL:
-            return mixture(real, synthetic, multiple, arm.share, balanced, n_real)
-        # Classes as often as without it, and as large a share in each, or being synthetic would tell something.
-        like = mixture(real, self.material.pools[FILTERED], multiple, arm.share, balanced, n_real)
-        share = float(like.shares[list(self.material.poor)].mean())
-        drawn = mixture(real, synthetic, multiple, share, balanced, n_real)
-        return replace(drawn, probabilities=like.probabilities)
+        pools = self._pools(seed)
+        real = self._filled(seed) if arm.remedy == SMOTE else pools[TRAIN]
+        synthetic = pools[arm.synthetic] if arm.synthetic else None
+        return Mixture.of_amounts(real, synthetic, self.material.amounts(arm, pools))
+
+    def _pools(self, seed: int) -> dict[str, Pool]:
+        if seed not in self.pools:
+            self.pools[seed] = self.material.of_seed(seed)
+        return self.pools[seed]
 
     def _filled(self, seed: int) -> Pool:
-        """Return the train images with SMOTE's, kept until another seed's are asked for."""
+        """Return the train images with SMOTE's up to the largest class, of which each arm takes what it needs.
+
+        They are made once a seed and kept, unless those of all seeds take too much memory.
+        """
         if seed not in self.filled:
-            self.filled.clear()
-            self.filled[seed] = with_smote(self.material.pools["train"], seed)
+            if sum(pool.pixels.nbytes for pool in self.filled.values()) > _FILLED_BYTES:
+                self.filled.clear()
+            self.filled[seed] = with_smote(self._pools(seed)[TRAIN], seed)
         return self.filled[seed]
 
 
-def _stored(path: Path, key: str) -> Confusion | None:
-    """Read a trial; None when it is not there, damaged, or of another study."""
-    if not path.is_file():
-        return None
-    try:
-        values = files.read_sealed_json(path)
-    except DamagedError as error:
-        logger.warning("%s It is run again.", error)
-        return None
-    if values.get("study") != key:
-        logger.warning("%s is of another study. It is run again.", path)
-        return None
-    return Confusion(np.array(values["val"]), np.array(values["test"]), values["seconds"])
-
-
 def _result(
-    folder: Path, summary: Summary, best: Arm | None, seeds: int, chosen: str, notes: tuple[str, ...], start: float
+    folder: Path, summary: Summary, best: Arm | None, chosen: str, notes: tuple[str, ...], start: float
 ) -> Downstream:
     material, baseline = summary.material, summary.baseline()
     return Downstream(
         results=folder,
         classes=material.classes,
         poor=tuple(material.classes[label] for label in material.poor),
-        seeds=seeds,
+        seeds=summary.seeds,
         best=best.name if best else "",
         baseline=baseline.name if baseline else "",
         arms=tuple(summary.arm(arm, baseline) for arm in summary.trials),
@@ -357,12 +345,30 @@ def _result(
     )
 
 
-def _keep_tuned(result: Downstream, folder: Path, run: LoadedRun | None) -> None:
-    """Write the tuned balance beside the study, and into the run, where `generate --balance tuned` finds it."""
+def _keep_tuned(result: Downstream, folder: Path, run: LoadedRun | None, overwrite: bool) -> tuple[str, ...]:
+    """Write the tuned balance beside the study, and into the run, where `generate --balance tuned` finds it.
+
+    What is there stays where nothing can be chosen now, or where it rests on more seeds, as another study's in the run
+    may; a note says so.
+    """
+    places = [folder / TUNED, *([run.directory.tuned_path] if run else [])]
     if result.tuned is None:
-        (folder / TUNED).unlink(missing_ok=True)
-        return
-    values = result.to_json()["tuned"]
-    files.write_sealed_json(folder / TUNED, values)
-    if run is not None:
-        files.write_sealed_json(run.directory.tuned_path, values)
+        return tuple(f"{path} is what an earlier call chose" for path in places if path.is_file())
+    values, notes = result.to_json()["tuned"], []
+    for path in places:
+        seeds = 0 if overwrite else _seeds_of(path)
+        if seeds > values["seeds"]:
+            notes.append(
+                f"{path} rests on {seeds} seeds and stays; with as many or --overwrite, this choice takes its place"
+            )
+        else:
+            files.write_sealed_json(path, values)
+    return tuple(notes)
+
+
+def _seeds_of(path: Path) -> int:
+    """Return how many seeds a tuned balance rests on, 0 where there is none or it is damaged."""
+    try:
+        return files.read_sealed_json(path).get("seeds", 0)
+    except DamagedError:
+        return 0
