@@ -7,7 +7,8 @@
 A row is one fit of a recipe (with `--set` changes) on the long tail of Fashion-MNIST, its reversal or the digits,
 followed by 1,000 images of each poor class through `generate`, without any gate. It is appended to
 `benchmarks/results/translator.jsonl`; runs, pictures and contact sheets stay in WORK. Real images to compare with are
-those of the test split, which no fit sees.
+those of the test split, which no fit sees. `results/translator_changes.jsonl` has short fits that change one thing
+each: `--report --wide --results FILE` puts each in a line.
 
     agreement           share that a classifier trained on all real images takes for the class; as a ratio to that of
                         real test images
@@ -315,6 +316,25 @@ def report_text(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def changes_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Return rows as a Markdown table of a line each, the classes side by side in the order of their names."""
+    figures = (
+        ("agreement_ratio", 2), ("source_dependence", 2), ("source_dependence_features", 2), ("reference_variance", 2),
+        ("fd", 0), ("coverage", 2),
+    )  # fmt: skip
+    lines = [
+        "| row | steps | min | agreement ratio | source dependence: pixels | features | reference variance | FD | "
+        "coverage | nearest real, 5% |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        classes = [row["classes"][name] for name in sorted(row["classes"])]
+        cells = [", ".join(f"{of_class[name]:.{digits}f}" for of_class in classes) for name, digits in figures]
+        cells.append(", ".join(f"{of_class['nearest_real'][1]:.2f}" for of_class in classes))
+        lines.append(f"| {row['name']} | {row['steps']} | {row['fit_minutes'] or ''} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="folder of data, runs and pictures, outside the repository")
@@ -325,6 +345,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--report", action="store_true", help="print what was measured and measure nothing")
+    parser.add_argument("--wide", action="store_true", help="report a row a line, its classes side by side")
     parser.add_argument("--json", action="store_true", help="print the shipped recipe's figures as JSON")
     arguments = parser.parse_args()
     if not arguments.report:
@@ -339,7 +360,7 @@ def main() -> None:
         others = {name: row for name, row in shipped.items() if name != arguments.data_set}
         print(json.dumps({**shipped.get(arguments.data_set, {}), "other_data_sets": others}, indent=2))
     else:
-        print(report_text(read_rows(arguments.results)))
+        print((changes_text if arguments.wide else report_text)(read_rows(arguments.results)))
 
 
 if __name__ == "__main__":

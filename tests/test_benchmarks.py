@@ -105,6 +105,14 @@ def test_only_rows_of_the_recipe_as_it_is_count_as_shipped():
     assert "training.precision" not in translator.recipe_values(machine)
 
 
+def test_a_row_in_a_line_has_its_classes_side_by_side():
+    row = next(row for row in translator.read_rows(translator.RESULTS) if row["data_set"] == "fashion")
+    (line,) = translator.changes_text([row]).splitlines()[2:]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    agreement = [f"{row['classes'][name]['agreement_ratio']:.2f}" for name in "6789"]
+    assert cells[0] == row["name"] and cells[3] == ", ".join(agreement) and len(cells) == 10
+
+
 def test_killed_work_ends_as_if_nothing_had_happened(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "kill.py"), "--work", str(tmp_path / "work"), "--fit", "3",
                "--generate", "3", "--filter", "3", "--results", str(tmp_path / "kill.jsonl")]  # fmt: skip
