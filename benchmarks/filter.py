@@ -70,7 +70,7 @@ from rebalance.filtering import (
 )
 from rebalance.filtering.calibration import RunView
 from rebalance.filtering.evidence import texture
-from rebalance.filtering.fitting import FittedFilter
+from rebalance.filtering.fitting import FittedFilter, class_moments
 from rebalance.filtering.image_filter import ImageFilter, Space, Verdict
 from rebalance.generation import LoadedRun, Made, Slot, Synthesizer, batches_by_model, candidate_stream, load_run
 from rebalance.planning import real_features
@@ -165,8 +165,11 @@ def orders(setting: Setting, target: str, made: list[Made], seed: int, share: fl
     verdicts = [image_filter.judge(scores) for scores in every]
     fails = np.array([bool(set(verdict.reasons) - {INFLUENCE}) for verdict in verdicts])
     project = setting.space.projection.apply
-    real, of_pool = project(setting.real.train[target]), project(np.stack([m.features for m in pool]))
-    first_order = frechet.influence(frechet.moments(real), frechet.moments(of_pool)).of(project(features))
+    real, of_pool = (
+        class_moments(setting.space, setting.real.train[target]),
+        project(np.stack([m.features for m in pool])),
+    )
+    first_order = frechet.influence(real, frechet.moments(of_pool)).of(project(features))
     influence = image_filter.influence.of(project(features))
     badness = {
         "random": np.random.default_rng(seed).random(len(chosen_from)),

@@ -243,7 +243,15 @@ def read_lines(results: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
 
 
 def read_reports(results: Path) -> dict[str, Report]:
-    """Return the report of each data set."""
+    """Return the report of each data set.
+
+    Raises:
+        SystemExit: draws of one data set have been measured in different ways.
+    """
     latest = read_lines(results)
+    settings: dict[str, Any] = {}
+    for (name, draw), of_draw in latest.items():
+        if settings.setdefault(name, of_draw[0].get("settings")) != of_draw[0].get("settings"):
+            raise SystemExit(f"draw {draw} of {name} has other settings than those before it: measure it again")
     names = dict.fromkeys(name for name, _ in latest)
     return {name: Report([line for (n, _), of in latest.items() if n == name for line in of]) for name in names}

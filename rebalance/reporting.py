@@ -345,8 +345,7 @@ def contact_sheet(run: RunDirectory, out: Path, columns: int = 12) -> Image.Imag
         if chosen:
             rows.append([load(int(row)) for row in index.rows("train", name)[:columns]])
             rows.append([image.pixels for image in chosen])
-            rows.append([load(ids[image.fields["source"]]) for image in chosen])
-            rows.append([load(ids[image.fields["reference"].split(" | ")[0]]) for image in chosen])
+            rows += [[load(ids[image.made_from[part]]) for image in chosen] for part in (0, 1)]
             titles += [f"{name}: {title}" if not number else title for number, title in enumerate(_TITLES)]
     return _titled(images.grid(rows, gap_px=3, min_side_px=48), titles)
 

@@ -218,6 +218,10 @@ def test_gap_closure_is_of_paired_draws(tmp_path):
     old = [_choice(0, "plain", "plain"), _trial("plain", 0, 0, (0, 0)), _trial("plain", 5, 0, (10, 10))]
     path.write_text("".join(json.dumps(line) + "\n" for line in [*old, *lines]))
     report = long_tail_report.read_reports(path)["x"]
+    mixed = [{**line, "settings": {"seeds": 1}} if line["draw"] else line for line in lines]
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(line) + "\n" for line in mixed))
+    with pytest.raises(SystemExit, match="other settings"):
+        long_tail_report.read_reports(tmp_path / "other.jsonl")
     assert report.baseline == "oversampling", "weighted is not there in every draw"
     closed = report.gap_closure()
     assert closed.mean == pytest.approx((2 / 6 + 1 / 8) / 2) and closed.low < closed.mean < closed.high

@@ -593,11 +593,26 @@ def test_every_seed_holds_out_other_images_where_data_has_no_val(without_val, re
     assert np.array_equal(own.of_seed(0)["val"].rows, own.of_seed(1)["val"].rows)
 
 
+def test_control_images_are_used_also_where_a_seed_leaves_no_filtered_one():
+    n_real, none, control = np.array([40, 30, 5]), np.zeros(3, np.int64), np.array([40, 30, 0])
+    arm = Arm("oversampling", synthetic="control", multiple=math.inf, share=0.25)
+    found = amounts_of(arm, n_real, {"filtered": none, "control": control}, n_real, [2])
+    assert found.shares.tolist() == [0.25, 0.25, 0.0] and found.synthetic.tolist() == control.tolist()
+
+
 def test_no_seed_trains_on_what_was_made_from_its_val_images(without_val, tmp_path):
     recipe = tiny_recipe(data={"val_fraction": 0.2})
     fit(without_val, tmp_path / "run", recipe, balance={"poor": 40}, device="cpu")
     shards.generate(tmp_path / "run", tmp_path / "out", device="cpu", filter_images=False)
     material = sources(without_val, tmp_path / "out", tmp_path / "run").material(["control"])
+    doubt = "val is held out of train, and OUT may have been made from it: choices may favour its images"
+    assert doubt not in material.notes
+    # The same images under other names: nobody can tell which were made from them.
+    (tmp_path / "other").mkdir()
+    shutil.copytree(without_val, tmp_path / "other" / "data")
+    for path in sorted((tmp_path / "other" / "data" / "train").glob("*/*")):
+        path.rename(path.with_name(f"renamed-{path.name}"))
+    assert doubt in sources(tmp_path / "other" / "data", tmp_path / "out", tmp_path / "run").material([]).notes
     made = len(material.pools["filtered"].rows)
     for seed in range(3):
         pools, held = material.of_seed(seed), material.held_out.ids(seed)

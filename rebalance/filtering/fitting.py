@@ -249,7 +249,7 @@ class _Fitting:
             return FittedFilter(replace(others, notes=tuple(self.notes)), tuple(verdicts))
         features = pool.features[passed]
         share = self.options.keep or self._best_share(features)
-        small, real = self.space.projection.apply(features), self._moments(self.train)
+        small, real = self.space.projection.apply(features), class_moments(self.space, self.train)
         values = self._unseen_influence(real, small, share)
         most = float(np.quantile(values, share))
         for position, value in zip(np.flatnonzero(passed), values, strict=True):
@@ -280,14 +280,6 @@ class _Fitting:
             others = np.delete(small, left_out, 0)
             values[left_out] = frechet.influence_among_kept(real, others, share).of(small[left_out])
         return values
-
-    def _moments(self, features: np.ndarray) -> frechet.Moments:
-        """Moments in principal components, shrunk towards the pooled within-class covariance."""
-        small = self.space.projection.apply(features)
-        mean = small.mean(0)
-        covariance, _ = ledoit_wolf((small - mean) @ self.space.whitening, assume_centered=True)
-        back = np.linalg.inv(self.space.whitening)
-        return frechet.Moments(mean, back @ covariance @ back + np.eye(len(mean)) * 1e-10, len(small))
 
     def _best_share(self, features: np.ndarray) -> float:
         """The share to keep: the kept set's distance against that of as many images at random, coverage held.
@@ -332,9 +324,9 @@ class _Fitting:
         Returns:
             The gain in distance, the deviation of that over random sets, and the gain in coverage.
         """
-        project, real = self.space.projection.apply, self._moments(unseen)
+        project, real = self.space.projection.apply, class_moments(self.space, unseen)
         small, rng = project(judged), np.random.default_rng(self.seed)
-        values = frechet.influence_among_kept(self._moments(known), project(measured), share).of(small)
+        values = frechet.influence_among_kept(class_moments(self.space, known), project(measured), share).of(small)
         kept = np.argsort(values, kind="stable")[: round(share * len(small))]
         random = [rng.choice(len(small), len(kept), replace=False) for _ in range(_RANDOM_SETS)]
         by_chance = [frechet.frechet_distance(real, frechet.moments(small[r])) for r in random]
@@ -345,6 +337,15 @@ class _Fitting:
     def _note(self, text: str) -> None:
         self.notes.append(text)
         logger.warning("class %r: %s", self.class_name, text)
+
+
+def class_moments(space: Space, features: np.ndarray) -> frechet.Moments:
+    """Return moments of features (n, D) in principal components, shrunk towards the pooled within-class covariance."""
+    small = space.projection.apply(features)
+    mean = small.mean(0)
+    covariance, _ = ledoit_wolf((small - mean) @ space.whitening, assume_centered=True)
+    back = np.linalg.inv(space.whitening)
+    return frechet.Moments(mean, back @ covariance @ back + np.eye(len(mean)) * 1e-10, len(small))
 
 
 def _rank(n: int, share: float) -> int:

@@ -68,7 +68,8 @@ def amounts_of(
         return drawn(arm.synthetic, arm.share)
     # Classes as often as without it, and as large a share in each, or being synthetic would tell something.
     like = drawn(FILTERED, arm.share)
-    return replace(drawn(CONTROL, float(like.shares[list(poor)].mean())), probabilities=like.probabilities)
+    shares = [like.shares[label] for label in poor if like.synthetic[label]]
+    return replace(drawn(CONTROL, float(np.mean(shares)) if shares else arm.share), probabilities=like.probabilities)
 
 
 def at_most(available: np.ndarray, n_counted: np.ndarray, multiple: float) -> np.ndarray:

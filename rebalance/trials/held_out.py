@@ -48,6 +48,10 @@ class HeldOut:
     def _ids(self) -> dict[str, int]:
         return {self.index.name(image_id): image_id for image_id in range(self.index.table.num_rows)}
 
+    def knows(self, names: tuple[str, ...]) -> bool:
+        """Whether images of these names are all in the data set; of no name, nothing is known."""
+        return bool(names) and all(name in self._ids for name in names)
+
     def ids_of(self, names: Iterable[tuple[str, ...]]) -> np.ndarray:
         """Return the ids (n, k) int64 of the real images that each of n images was made from, -1 for none."""
         found = [[self._ids.get(name, -1) for name in of_one] for of_one in names]

@@ -221,7 +221,8 @@ class Sources:
         request = self.manifest.get("request", {})
         without = {*request.get("counts", ()), *request.get("withheld", ())} - pictures.keys()
         notes += [f"class {name!r} has no synthetic images" for name in self.index.classes if name in without]
-        if self.held_out.changes and not all(picture.made_from for of in pictures.values() for picture in of):
+        every = (picture.made_from for of_class in pictures.values() for picture in of_class)
+        if self.held_out.changes and not all(map(self.held_out.knows, every)):
             notes.append("val is held out of train, and OUT may have been made from it: choices may favour its images")
         return tuple(notes)
 
