@@ -245,19 +245,17 @@ def influence_among_kept(real: Moments, features: np.ndarray, share: float) -> I
         share: of it that is kept.
     """
     n_kept, at = max(2, round(share * len(features))), moments(features)
-    best, least = influence(real, at), np.inf
+    steps: list[tuple[float, Influence]] = []
     for _ in range(_SELECTION_STEPS):
         found = influence(real, at)
         kept = moments(features[np.argsort(found.of(features), kind="stable")[:n_kept]])
-        distance = frechet_distance(real, kept)
-        if distance < least:
-            best, least = found, distance
+        steps.append((frechet_distance(real, kept), found))
         at = Moments(
             at.mean + _SELECTION_STEP * (kept.mean - at.mean),
             at.covariance + _SELECTION_STEP * (kept.covariance - at.covariance),
             n_kept,
         )
-    return best
+    return min(steps, key=lambda step: step[0])[1]
 
 
 def frechet_distance(real: Moments, synthetic: Moments) -> float:
