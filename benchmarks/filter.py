@@ -73,6 +73,7 @@ from rebalance.filtering.evidence import texture
 from rebalance.filtering.fitting import FittedFilter, class_moments
 from rebalance.filtering.image_filter import ImageFilter, Space, Verdict
 from rebalance.generation import LoadedRun, Made, Slot, Synthesizer, batches_by_model, candidate_stream, load_run
+from rebalance.influence import influence_at
 from rebalance.planning import real_features
 from rebalance.training import RunDirectory
 
@@ -169,7 +170,7 @@ def orders(setting: Setting, target: str, made: list[Made], seed: int, share: fl
         class_moments(setting.space, setting.real.train[target]),
         project(np.stack([m.features for m in pool])),
     )
-    first_order = frechet.influence(real, frechet.moments(of_pool)).of(project(features))
+    first_order = influence_at(real, frechet.moments(of_pool)).of(project(features))
     influence = image_filter.influence.of(project(features))
     badness = {
         "random": np.random.default_rng(seed).random(len(chosen_from)),

@@ -13,10 +13,9 @@ from scipy.linalg.blas import dsyrk
 from rebalance.errors import InputError
 from rebalance.estimators import ledoit_wolf
 
-# Keeps a class without any variance usable; far below any real feature variance.
-_LEAST_VARIANCE = 1e-10
+# Keep a class without any variance, or without any in some direction, usable; far below any real feature variance.
+_LEAST_VARIANCE, _LEAST_SHARE = 1e-10, 1e-12
 _INFINITY_POINTS = 8
-_SELECTION_STEPS, _SELECTION_STEP = 24, 0.1
 _DRAWN_AT_ONCE = 65_536
 _BLOCK = 2048
 
@@ -96,8 +95,12 @@ def moments(features: np.ndarray) -> Moments:
         raise InputError("features contain values that are not finite")
     features = features.astype(np.float64)
     covariance, _ = ledoit_wolf(features)
-    covariance = covariance + np.eye(features.shape[1]) * _LEAST_VARIANCE
-    return Moments(features.mean(0), covariance, len(features))
+    return Moments(features.mean(0), positive_definite(covariance), len(features))
+
+
+def positive_definite(covariance: np.ndarray) -> np.ndarray:
+    """Return a covariance (d, d) with so little added to its diagonal that no distance tells, but a root exists."""
+    return covariance + np.eye(len(covariance)) * max(_LEAST_VARIANCE, _LEAST_SHARE * np.trace(covariance))
 
 
 class StreamingMoments:
@@ -157,7 +160,7 @@ class StreamingMoments:
             InputError: fewer than 2 images.
         """
         self._check()
-        return Moments(self.mean, self._scatter / (self.n - 1) + np.eye(len(self.mean)) * _LEAST_VARIANCE, self.n)
+        return Moments(self.mean, positive_definite(self._scatter / (self.n - 1)), self.n)
 
     def shrunk(self) -> Moments:
         """Return what was seen, the covariance shrunk: what `moments` gives of all features at once.
@@ -171,9 +174,8 @@ class StreamingMoments:
         spread = squares - d * variance**2
         noise = min((self._fourth / self.n - squares) / self.n, spread)
         share = noise / spread if noise > 0 else 0.0
-        identity = np.eye(d)
-        covariance = (1 - share) * covariance + (share * variance + _LEAST_VARIANCE) * identity
-        return Moments(self.mean, covariance, self.n)
+        covariance = (1 - share) * covariance + share * variance * np.eye(d)
+        return Moments(self.mean, positive_definite(covariance), self.n)
 
     def _check(self) -> None:
         if self.n < 2:
@@ -191,71 +193,6 @@ class StreamingMoments:
         built.mean, built._scatter, built._third = arrays["mean"], arrays["scatter"], arrays["third"]
         built.n, built._fourth = int(arrays["numbers"][0]), float(arrays["numbers"][1])
         return built
-
-
-@dataclass(frozen=True)
-class Influence:
-    """How much an image adds to a squared Fréchet distance, to first order: x . linear + x^T quadratic x + constant.
-
-    Attributes:
-        quadratic: (d, d) float64, I - T.
-        linear: (d,) float64.
-        constant: makes the mean over the synthetic set 0, a Gaussian with the moments that it is taken at.
-    """
-
-    quadratic: np.ndarray
-    linear: np.ndarray
-    constant: float
-
-    def of(self, features: np.ndarray) -> np.ndarray:
-        """Return the influence (n,) of features (n, d); without image i the distance is of(x_i) / (n - 1) smaller."""
-        features = features.astype(np.float64)
-        return ((features @ self.quadratic) * features).sum(1) + features @ self.linear + self.constant
-
-
-def influence(real: Moments, synthetic: Moments) -> Influence:
-    """Return the influence function of the squared Fréchet distance at a synthetic set's moments.
-
-    IF(x) = 2 (m - m_r).(x - m) + (x - m)^T (I - T)(x - m) - tr((I - T) S), with T the optimal transport map from
-    N(m, S) to N(m_r, S_r), the gradient of the trace term. I - T is indefinite: where the synthetic set varies less
-    than the real one, far images have low influence, so outliers must be rejected otherwise.
-    """
-    values, vectors = np.linalg.eigh(real.covariance)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    inner_values, inner_vectors = np.linalg.eigh(root @ synthetic.covariance @ root)
-    inverse = (inner_vectors / np.sqrt(inner_values.clip(min=inner_values.max() * 1e-12))) @ inner_vectors.T
-    quadratic = np.eye(len(values)) - root @ inverse @ root
-    shift, mean = 2 * (synthetic.mean - real.mean), synthetic.mean
-    constant = mean @ quadratic @ mean - shift @ mean - np.trace(quadratic @ synthetic.covariance)
-    return Influence(quadratic, shift - 2 * quadratic @ mean, float(constant))
-
-
-def influence_among_kept(real: Moments, features: np.ndarray, share: float) -> Influence:
-    """Return the influence with which the share of a synthetic set that has the least of it comes nearest.
-
-    Influence at the whole set's moments is a gradient, true of the first image left out. Leave out half by it, and the
-    rest err to the other side: the mean overshoots, the covariance shrinks. So the moments at which it is taken follow
-    those of the images that it keeps, a tenth of the way at a time (conditional gradients: Frank and Wolfe, 1956). Of
-    all steps, the one whose kept images are nearest counts: where the real moments can be met, influence goes to zero
-    there and its order is chance.
-
-    Args:
-        real: moments of real images.
-        features: (n, d) of the synthetic set.
-        share: of it that is kept.
-    """
-    n_kept, at = max(2, round(share * len(features))), moments(features)
-    steps: list[tuple[float, Influence]] = []
-    for _ in range(_SELECTION_STEPS):
-        found = influence(real, at)
-        kept = moments(features[np.argsort(found.of(features), kind="stable")[:n_kept]])
-        steps.append((frechet_distance(real, kept), found))
-        at = Moments(
-            at.mean + _SELECTION_STEP * (kept.mean - at.mean),
-            at.covariance + _SELECTION_STEP * (kept.covariance - at.covariance),
-            n_kept,
-        )
-    return min(steps, key=lambda step: step[0])[1]
 
 
 def frechet_distance(real: Moments, synthetic: Moments) -> float:

@@ -12,6 +12,7 @@ from torch import nn
 
 from rebalance.config import Recipe
 from rebalance.config.options import build
+from rebalance.frechet import Moments
 from rebalance.trainable import Loss, Phase, StepContext, Trainable
 
 TINY_BALAGAN = {
@@ -21,6 +22,11 @@ TINY_BALAGAN = {
     },
     "discriminator": {"base_filters": 4, "blocks": 4, "stem_kernel": 3},
 }  # fmt: skip
+
+
+def plain_moments(features: np.ndarray) -> Moments:
+    """Moments without shrinkage, by numpy."""
+    return Moments(features.mean(0), np.cov(features.T), len(features))
 
 
 def tiny_recipe(**sections: Mapping[str, object] | object) -> Recipe:

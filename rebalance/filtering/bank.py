@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +11,7 @@ import torch
 _GROUPS = 8
 _COARSE = 24
 _MOST_FITTED = 512
-_ROWS = 16
+_ROWS = 32
 _CONVERTED = 8192
 
 
@@ -52,21 +51,22 @@ class Bank:
 
     @cached_property
     def _coarse(self) -> np.ndarray:
-        """(r, groups * m) float32, the rows in components, of length 1 there."""
+        """(r, groups * m) float64, the rows in components, of length 1 there."""
         blocks = range(0, len(self.rows), _CONVERTED)
         small = np.concatenate([_wide(self.rows[b : b + _CONVERTED]) @ self.axes for b in blocks])
-        return np.ascontiguousarray(unit(small)[self._places.ravel()].T)
+        return np.ascontiguousarray(unit(small)[self._places.ravel()].T, np.float64)
 
     def similarity(self, centred: np.ndarray, small: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
         """Return the cosine (n,) float32 of images to the most similar row.
 
         Args:
             centred: (n, D) float32 features from the pooled mean.
-            small: (n, r) float32, the same in the components.
+            small: (n, r) float64, the same in the components.
             own: (n, k) the rows of an image that are not to count; None: all do.
         """
         found = np.empty(len(centred), np.float32)
-        for part in blocks_of(len(centred)):
+        for first in range(0, len(centred), _ROWS):
+            part = slice(first, first + _ROWS)
             coarse = product(small[part], self._coarse)
             if own is not None:
                 for row, mine in zip(coarse, own[part], strict=True):
@@ -114,22 +114,10 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / lengths[:, None].clip(min=1e-12)
 
 
-def blocks_of(n: int) -> Iterator[slice]:
-    """Yield slices of at most the number of rows that products are taken of at once."""
-    for first in range(0, n, _ROWS):
-        yield slice(first, min(first + _ROWS, n))
-
-
 def product(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Return rows (n, d) times a matrix (d, k), always so many rows at once.
+    """Return rows (n, d) times a float64 matrix (d, k), float64.
 
-    A library may sum in another order where there are fewer rows; so an image's scores would depend on how many others
-    are scored with it.
+    A library sums in another order for fewer rows, and for the last of many. In float32 an image's scores, of six
+    digits, would depend on what is scored with it; in float64 they do not.
     """
-    parts = []
-    for part in blocks_of(len(rows)):
-        block = rows[part]
-        padded = np.zeros((_ROWS, rows.shape[1]), rows.dtype)
-        padded[: len(block)] = block
-        parts.append((padded @ matrix)[: len(block)])
-    return np.concatenate(parts) if parts else np.zeros((0, matrix.shape[1]), rows.dtype)
+    return rows.astype(np.float64) @ matrix

@@ -32,6 +32,7 @@ from rebalance.filtering.image_filter import (
     from_centre,
     mahalanobis,
 )
+from rebalance.influence import Influence, influence_among_kept
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ _RANDOM_SETS = 8
 _FOLDS = 5
 _COVERAGE_LOSS = 0.02
 _SAME_IMAGE = 1 - 1e-6
+# Of -log(1 - cosine) of real images to the nearest other one; 0.3 to 0.4 for shirts, sneakers, bags and boots.
+_NEARNESS_DEVIATION = 0.35
 _MOST_LEFT_OUT = 2000
 _PRIOR_IMAGES = 8
 
@@ -118,7 +121,7 @@ def fit_filter(
         min_confidence=fitting.min_confidence(pool.confidence is not None),
         bank=fitting.bank,
         max_similarity=fitting.max_similarity(),
-        influence=frechet.Influence(np.zeros_like(precision), np.zeros_like(mean), 0.0),
+        influence=Influence(np.zeros_like(precision), np.zeros_like(mean), 0.0),
         max_influence=0.0,
         pool=np.zeros(0),
     )
@@ -204,11 +207,7 @@ class _Fitting:
         return min(float(1 / (1 + np.exp(_limit(-odds, _CONFIDENT_OF_REAL, 1.0)))), _MOST_CONFIDENCE)
 
     def max_similarity(self) -> float:
-        """The largest similarity: given, or that within which 99% of held-out images are to train images.
-
-        The quantile is interpolated, so that of few images it is rather too low: a copy that passes is worse than a
-        good image that makes way for another.
-        """
+        """The largest similarity: given, or what the next held-out image's to train images stays within by 99%."""
         if self.options.max_similarity is not None:
             return self.options.max_similarity
         if MEMORISED not in self.options.checks:
@@ -223,8 +222,8 @@ class _Fitting:
                 # Few neighbours say little of how near real images come; what is as near as most copies is one.
                 nearest = np.append(nearest, np.quantile(of_copies, _MISSED_COPIES))
                 return float(nearest[nearest < _SAME_IMAGE].max(initial=-1.0))
-        nearest = nearest[nearest < _SAME_IMAGE]
-        return float(np.quantile(nearest, _KEPT_OF_REAL)) if len(nearest) else _SAME_IMAGE
+        nearness = -np.log1p(-nearest[nearest < _SAME_IMAGE].astype(np.float64))
+        return min(float(-np.expm1(-_limit(nearness, _KEPT_OF_REAL, _NEARNESS_DEVIATION))), _SAME_IMAGE)
 
     def _left_out_similarities(self) -> tuple[np.ndarray, np.ndarray]:
         """Cosines of at most 2,000 train images to the nearest of the others (m,), and to their own copies (c, m)."""
@@ -256,7 +255,7 @@ class _Fitting:
             verdicts[position] = Verdict((INFLUENCE,) if value > most else ())
         complete = replace(
             found,
-            influence=frechet.influence_among_kept(real, small, share),
+            influence=influence_among_kept(real, small, share),
             max_influence=most,
             pool=np.sort(values),
             notes=tuple(self.notes),
@@ -278,7 +277,7 @@ class _Fitting:
         values = np.empty(len(small))
         for left_out in np.array_split(np.random.default_rng(self.seed).permutation(len(small)), _FOLDS):
             others = np.delete(small, left_out, 0)
-            values[left_out] = frechet.influence_among_kept(real, others, share).of(small[left_out])
+            values[left_out] = influence_among_kept(real, others, share).of(small[left_out])
         return values
 
     def _best_share(self, features: np.ndarray) -> float:
@@ -326,7 +325,7 @@ class _Fitting:
         """
         project, real = self.space.projection.apply, class_moments(self.space, unseen)
         small, rng = project(judged), np.random.default_rng(self.seed)
-        values = frechet.influence_among_kept(class_moments(self.space, known), project(measured), share).of(small)
+        values = influence_among_kept(class_moments(self.space, known), project(measured), share).of(small)
         kept = np.argsort(values, kind="stable")[: round(share * len(small))]
         random = [rng.choice(len(small), len(kept), replace=False) for _ in range(_RANDOM_SETS)]
         by_chance = [frechet.frechet_distance(real, frechet.moments(small[r])) for r in random]
@@ -345,7 +344,7 @@ def class_moments(space: Space, features: np.ndarray) -> frechet.Moments:
     mean = small.mean(0)
     covariance, _ = ledoit_wolf((small - mean) @ space.whitening, assume_centered=True)
     back = np.linalg.inv(space.whitening)
-    return frechet.Moments(mean, back @ covariance @ back + np.eye(len(mean)) * 1e-10, len(small))
+    return frechet.Moments(mean, frechet.positive_definite(back @ covariance @ back), len(small))
 
 
 def _rank(n: int, share: float) -> int:

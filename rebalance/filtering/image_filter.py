@@ -25,6 +25,7 @@ from rebalance.config import CHECKS
 from rebalance.errors import InputError
 from rebalance.filtering.bank import Bank, product
 from rebalance.filtering.evidence import Evidence
+from rebalance.influence import Influence
 
 OUTLIER, LOW_CONFIDENCE, MEMORISED, INFLUENCE = CHECKS
 """The checks, in the order in which an image is asked; the first that it fails is its reason."""
@@ -146,7 +147,7 @@ class ImageFilter:
     min_confidence: float
     bank: Bank
     max_similarity: float
-    influence: frechet.Influence
+    influence: Influence
     max_influence: float
     pool: np.ndarray
     notes: tuple[str, ...] = ()
@@ -156,7 +157,7 @@ class ImageFilter:
         centred = from_centre(evidence.features, self.space.projection)
         n, seen = len(centred), product(centred, self._matrix)
         d, r = len(self.mean), self.bank.axes.shape[1]
-        small = seen[:, :d].astype(np.float64)
+        small = seen[:, :d]
         outlier = confidence = similarity = influence = np.full(n, UNMEASURED)
         if OUTLIER in self.checks:
             outlier = mahalanobis(small @ self.space.whitening - self.mean, self.precision) / self.max_distance
@@ -164,7 +165,7 @@ class ImageFilter:
                 mean, most = self.texture
                 outlier = np.maximum(outlier, np.abs(evidence.texture - mean) / most)
         if LOW_CONFIDENCE in self.checks:
-            probe, logits = self.space.probe, seen[:, d:-r].astype(np.float64)
+            probe, logits = self.space.probe, seen[:, d:-r]
             of_probe = probe.among(logits + self._probe_offsets, self.class_name) if probe else np.ones(n)
             confidence = joined(of_probe, evidence.confidence)
         if MEMORISED in self.checks:
@@ -179,7 +180,7 @@ class ImageFilter:
         """What features from the pooled mean are multiplied with, side by side: components, classifier, bank."""
         space = self.space
         parts = [space.projection.axes, *([space.probe.weights] if space.probe else []), self.bank.axes]
-        return np.concatenate(parts, axis=1).astype(np.float32)
+        return np.concatenate(parts, axis=1).astype(np.float64)
 
     @cached_property
     def _probe_offsets(self) -> np.ndarray:

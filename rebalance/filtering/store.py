@@ -15,8 +15,9 @@ from rebalance.class_probe import ClassProbe
 from rebalance.errors import DamagedError
 from rebalance.filtering.bank import Bank
 from rebalance.filtering.image_filter import ImageFilter, Space
+from rebalance.influence import Influence
 
-_INFLUENCE = fields(frechet.Influence)
+_INFLUENCE = fields(Influence)
 _ARRAYS = ("mean", "precision", "pool")
 _BANK = fields(Bank)
 _NUMBERS = ("checks", "max_distance", "texture", "min_confidence", "max_similarity", "max_influence", "notes")
@@ -88,7 +89,7 @@ def _built(tensors: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> dict
             class_name=name,
             space=space,
             bank=Bank(**{f.name: tensors[f"{number}/bank/{f.name}"] for f in _BANK}),
-            influence=frechet.Influence(**parts),
+            influence=Influence(**parts),
             **{array: tensors[f"{number}/{array}"] for array in _ARRAYS},
             **{key: tuple(value) if isinstance(value, list) else value for key, value in numbers.items()},
         )
