@@ -1,13 +1,15 @@
 """What the filter's scores are worth, against other ways to choose among a translator's images.
 
-    python benchmarks/filter.py --run RUN --classifier FILE
-    python benchmarks/filter.py --run RUN --classifier FILE --planted
+    python benchmarks/filter.py --run RUN [--run RUN] --classifier FILE
+    python benchmarks/filter.py --run RUN [--run RUN] --classifier FILE --planted
     python benchmarks/filter.py --cost --work WORK
     python benchmarks/filter.py --report [--json]
 
 RUN is a run of `benchmarks/translator.py` on the long tail of Fashion-MNIST, and FILE the classifier of all real images
-that it has trained. For each poor class and seed, the filter is calibrated on a pool of 512 candidates; then 25, 50 and
-75% of 1,500 others are kept, as many for each way of choosing, and compared with the real *test* images:
+that it has trained. Of several runs, such as fits of other seeds, means and their errors are over the runs; of one,
+over the seeds of its candidates. For each run, poor class and seed, the filter is calibrated on a pool of 512
+candidates; then 25, 50 and 75% of 1,500 others are kept, as many for each way of choosing, and compared with the real
+*test* images:
 
     random          by chance
     discriminator   by D_adv's score for the class
@@ -21,8 +23,8 @@ FD is in 64 principal components of test features; `agreement` is the share that
 for the class. `--planted` replaces 20% of the candidates by real images of other classes, 10% by near copies of real
 train images (moved by a pixel, JPEG 90, or flipped, a third each) and 10% by images with added noise, and reports each
 reason's recall, and its precision among these and the candidates that were left alone. Lines go to
-`results/filter.jsonl`, a line about the run first; `--report` tells of the last run there, and for each class and share
-whether `default` is within one standard error of the best FD, and what it covers against `random`.
+`results/filter.jsonl`, a line about each run first; `--report` tells of the runs that were measured last, and for each
+class and share whether `default` is within one standard error of the best FD, and what it covers against `random`.
 
 `--cost` needs no run: it trains `fashion-cpu` for a step on the digits and compares the processor's time of scoring and
 judging an image, features given, with that of making one (translation, features, JPEG), in one process on one thread
@@ -35,10 +37,11 @@ from __future__ import annotations
 import argparse
 import functools
 import io
+import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -350,24 +353,38 @@ def _processor_seconds(work: Callable[[], Any]) -> float:
 
 def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return for each class and share kept whether `default` is near the best way, and what it covers."""
-    compared, found = [row for row in rows if "way" in row], []
-    for name, share in sorted({(row["class"], row["share"]) for row in compared}):
-        cell = [row for row in compared if (row["class"], row["share"]) == (name, share)]
-        ways = {way: sorted((r for r in cell if r["way"] == way), key=lambda r: r["seed"]) for way in _ways(cell)}
-        means = {way: float(np.mean([r["fd"] for r in own])) for way, own in ways.items()}
-        best = min(means, key=means.__getitem__)
-        error = _standard_error([r["fd"] for r in ways[best]])
-        gained = [d["coverage"] - r["coverage"] for d, r in zip(ways["default"], ways["random"], strict=True)]
+    found = []
+    for (name, share), ways in _cells(rows):
+        fds = {way: _sample(own, "fd") for way, own in ways.items()}
+        best = min(fds, key=lambda way: float(np.mean(fds[way])))
+        mean, error = float(np.mean(fds[best])), _standard_error(fds[best])
+        gained = _sample(ways["default"], "coverage") - _sample(ways["random"], "coverage")
         found.append({
-            "class": name, "share": share, "seeds": len(gained), "best": best, "best_fd": means[best],
-            "best_fd_error": error, "default_fd": means["default"], "random_fd": means["random"],
-            "within_one_error_of_best": bool(means["default"] <= means[best] + error),
+            "class": name, "share": share, "n": len(gained), "best": best, "best_fd": mean, "best_fd_error": error,
+            "default_fd": float(np.mean(fds["default"])), "random_fd": float(np.mean(fds["random"])),
+            "within_one_error_of_best": bool(np.mean(fds["default"]) <= mean + error),
             "coverage_gained_on_random": float(np.mean(gained)), "coverage_gained_error": _standard_error(gained),
         })  # fmt: skip
     return found
 
 
-def _standard_error(values: list[float]) -> float:
+def _cells(rows: list[dict[str, Any]]) -> Iterator[tuple[tuple[str, float], dict[str, list[dict[str, Any]]]]]:
+    """Yield each class and share with its rows by way."""
+    compared = [row for row in rows if "way" in row]
+    for cell in sorted({(row["class"], row["share"]) for row in compared}):
+        own = [row for row in compared if (row["class"], row["share"]) == cell]
+        yield cell, {way: [row for row in own if row["way"] == way] for way in _ways(own)}
+
+
+def _sample(rows: list[dict[str, Any]], key: str) -> np.ndarray:
+    """A figure's values that are a sample: the means of several runs, or those of one run's seeds."""
+    of_run: dict[str, list[float]] = {}
+    for row in sorted(rows, key=lambda row: (row["run"], row["seed"])):
+        of_run.setdefault(row["run"], []).append(row[key])
+    return np.array([np.mean(of) for of in of_run.values()] if len(of_run) > 1 else next(iter(of_run.values())))
+
+
+def _standard_error(values: np.ndarray) -> float:
     """The standard error of the mean of values, of one value none."""
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
@@ -385,25 +402,22 @@ def report_json(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def last_run(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of the run that the last row is of."""
-    return [row for row in rows if row["run"] == rows[-1]["run"]]
+def last_measured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of the runs that were measured together with that of the last row."""
+    return [row for row in rows if row["runs"] == rows[-1]["runs"]]
 
 
 def report(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as tables: means and standard errors over seeds."""
-    compared = [row for row in rows if "way" in row]
-    lines = ["| class | kept | " + " | ".join(_ways(compared)) + " |", "|---" * (2 + len(_ways(compared))) + "|"]
-    for name, share in sorted({(row["class"], row["share"]) for row in compared}):
+    """Return the rows as tables: means and standard errors over runs, or over the seeds of one."""
+    every = _ways([row for row in rows if "way" in row])
+    lines = ["| class | kept | " + " | ".join(every) + " |", "|---" * (2 + len(every)) + "|"]
+    for (name, share), ways in _cells(rows):
         cells = []
-        for way in _ways(compared):
-            own = [r for r in compared if (r["class"], r["share"], r["way"]) == (name, share, way)]
-            fd, kid, coverage, agreement = (
-                np.array([r[key] for r in own]) for key in ("fd", "kid", "coverage", "agreement")
-            )
-            error = fd.std(ddof=1) / np.sqrt(len(fd)) if len(fd) > 1 else float("nan")
+        for own in ways.values():
+            fd, kid, coverage, agreement = (_sample(own, key) for key in ("fd", "kid", "coverage", "agreement"))
             cells.append(
-                f"{fd.mean():.0f} ± {error:.0f}, {kid.mean():.0f}, {coverage.mean():.2f}, {agreement.mean():.2f}"
+                f"{fd.mean():.0f} ± {_standard_error(fd):.0f}, {kid.mean():.0f}, {coverage.mean():.2f}, "
+                f"{agreement.mean():.2f}"
             )
         lines.append(f"| {name} | {share:.0%} | " + " | ".join(cells) + " |")
     lines += [
@@ -431,7 +445,7 @@ def _ways(rows: list[dict[str, Any]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path)
+    parser.add_argument("--run", type=Path, action="append", default=[], help="several: repeat it")
     parser.add_argument("--classifier", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--planted", action="store_true")
@@ -444,7 +458,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.report:
         text = (arguments.results or RESULTS).read_text(encoding="utf-8")
-        rows = last_run([json.loads(line) for line in text.splitlines()])
+        rows = last_measured([json.loads(line) for line in text.splitlines()])
         print(json.dumps(report_json(rows)) if arguments.json else report(rows))
         return
     if arguments.cost:
@@ -457,15 +471,17 @@ def main() -> None:
     if not (arguments.run and arguments.classifier):
         parser.error("--run and --classifier are needed, or --report")
     torch.set_num_threads(1)
-    setting = load(arguments.run, arguments.classifier)
-    run = setting.run.fingerprint["weights"][:12]
-    values = {"recipe": recipe_values(setting.run.recipe), "pool": POOL, "candidates": CANDIDATES}
-    rows = [{"run": run, **values, "cores": os.cpu_count(), "torch": torch.__version__}]
-    for target in setting.test:
-        for seed in range(arguments.seeds):
-            found = (planted if arguments.planted else compare)(setting, target, seed)
-            rows += [{"run": run, **row} for row in found]
-            print(target, seed, flush=True)
+    settings = [load(run, arguments.classifier) for run in arguments.run]
+    runs = [setting.run.fingerprint["weights"][:12] for setting in settings]
+    rows: list[dict[str, Any]] = []
+    for run, setting in zip(runs, settings, strict=True):
+        values = {"recipe": recipe_values(setting.run.recipe), "seed": setting.run.recipe.seed}
+        machine = {"cores": os.cpu_count(), "torch": torch.__version__}
+        found: list[dict[str, Any]] = [{**values, "pool": POOL, "candidates": CANDIDATES, **machine}]
+        for target, seed in itertools.product(setting.test, range(arguments.seeds)):
+            found += (planted if arguments.planted else compare)(setting, target, seed)
+            print(run, target, seed, flush=True)
+        rows += [{"runs": runs, "run": run, **row} for row in found]
     _append(arguments.results or RESULTS, rows)
     print(report(rows))
 

@@ -133,7 +133,7 @@ def test_clean_fid_and_this_package_find_one_distance():
 def test_a_program_judges_the_default_filter(capsys, monkeypatch):
     fds = {"random": (100, 104, 96), "influence": (80, 82, 78), "default": (81, 81, 81), "realism": (120, 120, 120)}
     rows = [
-        {"run": "a", "class": "6", "seed": seed, "way": way, "share": 0.5, "fd": fd,
+        {"runs": ["a"], "run": "a", "class": "6", "seed": seed, "way": way, "share": 0.5, "fd": fd,
          "coverage": 0.4 + 0.1 * (way != "random")}
         for way, of_seeds in fds.items()
         for seed, fd in enumerate(of_seeds)
@@ -143,7 +143,11 @@ def test_a_program_judges_the_default_filter(capsys, monkeypatch):
     assert cell["coverage_gained_on_random"] == pytest.approx(0.1)
     worse = [{**row, "fd": row["fd"] + 2 * (row["way"] == "default")} for row in rows]
     assert not filter_benchmark.verdicts(worse)[0]["within_one_error_of_best"]
-    assert filter_benchmark.last_run([{"run": "b"}, *rows]) == rows
+    assert filter_benchmark.last_measured([{"runs": ["a", "b"], "run": "a"}, *rows]) == rows
+    far = [{**row, "run": "b", "fd": row["fd"] + 20} for row in worse]
+    (of_runs,) = filter_benchmark.verdicts([*worse, *far])
+    assert of_runs["n"] == 2 and of_runs["best_fd"] == 90 and of_runs["best_fd_error"] == pytest.approx(10)
+    assert of_runs["within_one_error_of_best"], "runs differ by more than their seeds"
     monkeypatch.setattr(sys, "argv", ["filter.py", "--report", "--json"])
     filter_benchmark.main()
     shipped = json.loads(capsys.readouterr().out)
