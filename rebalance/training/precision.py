@@ -16,7 +16,7 @@ from rebalance.training.loop import LoopOptions, Trainer
 
 _ROUNDS = 5
 _CLEARLY_FASTER = 0.95
-_HOPELESS = 4.0
+_HOPELESS, _HOPELESS_AT_ONCE = 4.0, 10.0
 _LOSS_TOLERANCE = 0.1
 
 
@@ -40,6 +40,11 @@ class Duel:
     def winner(self) -> LoopOptions:
         """The challenger if it is right and clearly faster."""
         return self.challenger if self.agrees and self.ratio < _CLEARLY_FASTER else self.champion
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether the challenger's precision is so slow that no layout can make up for it, as without the hardware."""
+        return self.challenger.precision != self.champion.precision and self.ratio > _HOPELESS
 
     def __str__(self) -> str:
         challenger, champion = map(described, (self.challenger, self.champion))
@@ -89,10 +94,13 @@ def _choose(
     formats = ("contiguous", "channels_last") if options.memory_format == "auto" else (options.memory_format,)
     champion, duels = replace(options, threads=threads[0], precision=precisions[0], memory_format=formats[0]), []
     changes = [{"threads": number} for number in threads[1:]]
-    changes += [{"precision": p, "memory_format": f} for p in precisions for f in formats][1:]
+    changes += [{"memory_format": layout} for layout in formats[1:]]
+    # A lower precision first in the layout that suits it.
+    changes += [{"precision": p, "memory_format": layout} for p in precisions[1:] for layout in formats[::-1]]
     for change in changes:
-        duels.append(_duel(trainable, champion, replace(champion, **change), device, batch))
-        champion = duels[-1].winner
+        if change.get("precision") not in {duel.challenger.precision for duel in duels if duel.hopeless}:
+            duels.append(_duel(trainable, champion, replace(champion, **change), device, batch))
+            champion = duels[-1].winner
     return champion, duels
 
 
@@ -100,8 +108,10 @@ def _duel(
     trainable: Trainable, champion: LoopOptions, challenger: LoopOptions, device: torch.device, batch: Any
 ) -> Duel:
     trainers = [Trainer(copy.deepcopy(trainable), options, device) for options in (champion, challenger)]
-    (_, expected), (_, found) = (_step(trainer, batch, 0) for trainer in trainers)
+    (old, expected), (new, found) = (_step(trainer, batch, 0) for trainer in trainers)
     agrees = abs(found - expected) <= _LOSS_TOLERANCE * max(abs(expected), 1e-3)
+    if new / old > _HOPELESS_AT_ONCE:
+        return Duel(champion, challenger, new / old, agrees)
     ratios: list[float] = []
     for number in range(1, _ROUNDS + 1):
         (old, _), (new, _) = (_step(trainer, batch, number) for trainer in trainers)
