@@ -1,5 +1,6 @@
 """The downstream study: what arms draw, what figures say, and that a study is honest, resumable and clear."""
 
+import itertools
 import json
 import math
 import shutil
@@ -28,15 +29,24 @@ from rebalance.shards.manifest import manifest_of
 from rebalance.trainable import StepContext
 from rebalance.training import RunDirectory, fit
 from rebalance.trials import DEFAULT, downstream, parse_arms, study
-from rebalance.trials.amounts import amounts, amounts_of, at_most
+from rebalance.trials.amounts import Amounts, amounts, amounts_of, at_most
 from rebalance.trials.arms import BEST, CHEAP, FULL, REMEDIES, Arm, parse_multiple
 from rebalance.trials.chart import chart_png
-from rebalance.trials.classifier import Classifier, Trial, class_weights, loop_options
+from rebalance.trials.classifier import (
+    Classifier,
+    Confusion,
+    Trial,
+    balanced_loss,
+    class_weights,
+    confusion,
+    loop_options,
+)
 from rebalance.trials.figures import figures, spread
 from rebalance.trials.held_out import HeldOut
-from rebalance.trials.material import Sources
+from rebalance.trials.material import Material, Sources
 from rebalance.trials.pools import ClassifierBatch, Mixture, Pool, grayed, with_smote
-from rebalance.trials.results import seeds_to_choose_over
+from rebalance.trials.results import Summary, seeds_to_choose_over
+from rebalance.trials.trial_files import Outcome
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -389,6 +399,35 @@ def test_more_seeds_of_some_arms_count_where_there_is_something_to_choose():
     assert seeds_to_choose_over({plain: 5, weighted: 3, late: 5}) == 3, "the most with two cheap arms"
     assert seeds_to_choose_over({amount: 2, plain: 1}) == 1 and seeds_to_choose_over({amount: 2}) == 2
     assert seeds_to_choose_over({amount: 5, weighted: 3}) == 3
+
+
+def outcome(right: int, val_loss: float, synthetic: int = 0) -> Outcome:
+    """Of two val images a class, so many right of the first class, all of the second."""
+    val, drawn = np.array([[right, 2 - right], [0, 2]]), np.array([2, 2])
+    amounts = Amounts(drawn, np.array([0, synthetic]), np.array([0.5, 0.5]), np.array([0.0, 0.5 * (synthetic > 0)]))
+    return Outcome(Confusion(val, val, val_loss, 0.1), amounts)
+
+
+def test_of_arms_that_are_equal_on_val_the_surer_one_is_chosen_in_any_order():
+    material = Material(("a", "b"), (1,), np.array([2, 2]), {}, np.zeros(0), {}, None, ())
+    plain, weighted = Arm("plain"), Arm("weighted")
+    few, many = (Arm("weighted", synthetic="filtered", multiple=multiple) for multiple in (1.0, 2.0))
+    trials = {
+        plain: [outcome(2, 0.3)], weighted: [outcome(2, 0.2)], few: [outcome(2, 0.15, 2)], many: [outcome(2, 0.1, 4)]
+    }  # fmt: skip
+    for order in itertools.permutations(trials):
+        summary = Summary(material, {arm: trials[arm] for arm in order}, 1)
+        assert summary.best_on_val() == weighted and summary.tuned(weighted).arm == many.name
+    summary = Summary(material, trials | {plain: [outcome(2, 0.1)], many: [outcome(1, 0.01, 4)]}, 1)
+    assert summary.best_on_val() == plain and summary.tuned(weighted).arm == few.name, "accuracy counts first"
+
+
+def test_loss_on_val_counts_every_class_the_same():
+    pool = Pool.of_classes([np.zeros((n, 2, 2, 1), np.uint8) for n in (3, 0, 1)])
+    logits = torch.log(torch.tensor([[0.5, 0.25, 0.25]] * 3 + [[0.5, 0.25, 0.25]]))
+    assert balanced_loss(logits, pool) == pytest.approx((np.log(2) + np.log(4)) / 2)
+    assert balanced_loss(logits[:0], pool.kept(np.zeros(4, bool))) == 0
+    assert confusion(logits, pool).tolist() == [[3, 0, 0], [0, 0, 0], [1, 0, 0]]
 
 
 def test_a_balance_that_rests_on_more_seeds_stays_in_the_run(real, run, out, tmp_path):

@@ -88,11 +88,13 @@ class Confusion:
     Attributes:
         val: (classes, classes) int64, images by true and predicted label.
         test: the same.
+        val_loss: mean over the classes of the cross-entropy of their val images; 0 without any.
         seconds: training and prediction.
     """
 
     val: np.ndarray
     test: np.ndarray
+    val_loss: float
     seconds: float
 
 
@@ -136,8 +138,13 @@ class Trial:
                 f"the classifier of {self.arm.name} diverged with seed {self.seed}", remedy="Lower downstream.lr"
             )
         network = classifier.networks["classifier"].eval()
-        found = [confusion(network, pool, self.device, trainer.memory_format) for pool in (val, test)]
-        return Confusion(*found, round(time.monotonic() - start, 2))
+        of_val, of_test = (predict(network, pool, self.device, trainer.memory_format) for pool in (val, test))
+        return Confusion(
+            val=confusion(of_val, val),
+            test=confusion(of_test, test),
+            val_loss=balanced_loss(of_val, val),
+            seconds=round(time.monotonic() - start, 2),
+        )
 
     def batch(self, rng: np.random.Generator, progress: float) -> ClassifierBatch:
         """Draw the batch at a share of the steps."""
@@ -170,11 +177,25 @@ def loop_options(options: DownstreamOptions, threads: int = 0) -> LoopOptions:
 
 
 @torch.inference_mode()
-def confusion(network: nn.Module, pool: Pool, device: torch.device, memory_format: torch.memory_format) -> np.ndarray:
-    """Return images (classes, classes) int64 by true and predicted label."""
-    n, found = len(pool.counts), []
+def predict(network: nn.Module, pool: Pool, device: torch.device, memory_format: torch.memory_format) -> torch.Tensor:
+    """Return logits (n, classes) float32 on the CPU."""
+    found = [torch.zeros(0, len(pool.counts))]
     for first in range(0, len(pool.rows), _EVALUATION_BATCH):
         images = to_tensor(pool.pixels[pool.rows[first : first + _EVALUATION_BATCH]]).to(device)
-        found.append(network(images.contiguous(memory_format=memory_format)).argmax(1).cpu())
-    predicted = torch.cat(found).numpy() if found else np.zeros(0, np.int64)
-    return np.bincount(pool.labels * n + predicted, minlength=n * n).reshape(n, n)
+        found.append(network(images.contiguous(memory_format=memory_format)).float().cpu())
+    return torch.cat(found)
+
+
+def confusion(logits: torch.Tensor, pool: Pool) -> np.ndarray:
+    """Return images (classes, classes) int64 by true and predicted label."""
+    n = len(pool.counts)
+    return np.bincount(pool.labels * n + logits.argmax(1).numpy(), minlength=n * n).reshape(n, n)
+
+
+def balanced_loss(logits: torch.Tensor, pool: Pool) -> float:
+    """Return the mean over the pool's classes of their mean cross-entropy; 0 of an empty pool."""
+    if not len(logits):
+        return 0.0
+    each = F.cross_entropy(logits, torch.from_numpy(pool.labels), reduction="none").numpy()
+    of_classes = np.bincount(pool.labels, each, len(pool.counts))[pool.counts > 0] / pool.counts[pool.counts > 0]
+    return float(of_classes.mean())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The balance with the best balanced accuracy on val.
+    """The balance with the best balanced accuracy on val; of equal ones, that with the smaller loss.
 
     Attributes:
         arm: the arm.
@@ -163,15 +163,24 @@ class Summary:
 
     def best_on_val(self) -> Arm | None:
         """The cheap arm with the best mean balanced accuracy on val; None without."""
-        return self._best(self.val)
+        return max(self._cheap(), key=self._on_val, default=None)
 
     def baseline(self) -> Arm | None:
         """The cheap arm with the best mean on test: the hardest to beat; None without."""
-        return self._best(lambda arm: [of_seed.balanced_accuracy for of_seed in self._of(arm)[: self.seeds]])
 
-    def _best(self, values: Callable[[Arm], Sequence[float]]) -> Arm | None:
-        cheap = [arm for arm in self._compared if arm.cheap]
-        return max(cheap, key=lambda arm: np.mean(values(arm)), default=None)
+        def on_test(arm: Arm) -> float:
+            return float(np.mean([of_seed.balanced_accuracy for of_seed in self._of(arm)[: self.seeds]]))
+
+        return max(self._cheap(), key=on_test, default=None)
+
+    def _cheap(self) -> list[Arm]:
+        """Those that can be chosen, by name, so that the same one is in every call."""
+        return sorted((arm for arm in self._compared if arm.cheap), key=lambda arm: arm.name)
+
+    def _on_val(self, arm: Arm) -> tuple[float, float]:
+        """What arms are ordered by: balanced accuracy, which few images leave equal, and then how sure they are."""
+        losses = [of_seed.confusion.val_loss for of_seed in self.trials[arm][: self.seeds]]
+        return round(float(np.mean(self.val(arm))), 9), -float(np.mean(losses))
 
     def val(self, arm: Arm) -> list[float]:
         """Balanced accuracy on val, by the seeds that choices are made over."""
@@ -216,14 +225,14 @@ class Summary:
         )
 
     def tuned(self, best: Arm | None) -> Tuned | None:
-        """Choose, on val alone, among the best cheap arm and what filtered images make of it; ties go to fewer."""
+        """Choose, on val alone, among the best cheap arm and what filtered images make of it."""
         if best is None:
             return None
         arms = [arm for arm in self._compared if arm == best or _builds_on(arm, best)]
         if arms == [best]:
             return None
-        arms.sort(key=lambda arm: int(self.trials[arm][0].amounts.synthetic.sum()))
-        chosen = max(arms, key=lambda arm: np.mean(self.val(arm)))
+        arms.sort(key=lambda arm: (int(self.trials[arm][0].amounts.synthetic.sum()), arm.name))
+        chosen = max(arms, key=self._on_val)
         synthetic, shares = self._amounts(chosen)
         n_real = {name: int(self.material.n_real[self.material.classes.index(name)]) for name in synthetic}
         return Tuned(

@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 RESULT, STUDY, TUNED, CHART = "downstream.json", "study.json", "tuned.json", "chart.png"
 MULTIPLES = ("1", "2", "5", "10", "full")
 _FILLED_BYTES = 2**30
+_TRIALS_VERSION = 2  # one more whenever trials are kept otherwise
 
 
 def downstream(
@@ -107,6 +108,7 @@ def downstream(
         "data": index.fingerprint, "synthetic": synthetic, "square": square, "device": device_kind(place),
         "val": {**validation, "by_seed": held_out.changes}, "downstream": to_mapping(chosen.downstream),
         "libraries": {"torch": torch.__version__, "numpy": np.__version__, "pillow": PIL.__version__},
+        "trials": _TRIALS_VERSION,
     }  # fmt: skip
     key = files.sha256_bytes(files.canonical_json(identity).encode())
     with _begun(folder, overwrite):

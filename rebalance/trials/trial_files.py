@@ -64,13 +64,14 @@ class TrialFiles:
         if values.get("study") != self.key:
             logger.warning("%s is of another study. %s", path, _MISSING)
             return None
-        confusion = Confusion(np.array(values["val"]), np.array(values["test"]), values["seconds"])
+        confusion = Confusion(np.array(values["val"]), np.array(values["test"]), values["val_loss"], values["seconds"])
         return Outcome(confusion, Amounts(**{name: np.array(of) for name, of in values["amounts"].items()}))
 
     def write(self, arm: Arm, seed: int, outcome: Outcome) -> None:
         """Keep a trial."""
         found = outcome.confusion
-        values = {"val": found.val.tolist(), "test": found.test.tolist(), "seconds": found.seconds}
+        values = {"val": found.val.tolist(), "test": found.test.tolist()}
+        values |= {"val_loss": found.val_loss, "seconds": found.seconds}
         amounts = {name: of.tolist() for name, of in asdict(outcome.amounts).items()}
         path = self.folder / TRIALS / arm.name / f"seed-{seed}.json"
         files.write_sealed_json(path, {**values, "amounts": amounts, "study": self.key})
