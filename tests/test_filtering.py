@@ -273,6 +273,17 @@ def test_a_share_that_is_given_is_kept_whatever_is_known():
     assert 0.3 < share_failing(found, of_class("poor", 400, 4), INFLUENCE) < 0.7
 
 
+def test_about_the_share_that_is_asked_for_is_kept_of_a_pool_hardly_larger_than_its_dimensions():
+    kept = []
+    for seed in range(6):
+        features, draw = few_real(seed, 200, 200)
+        pool, space = draw(60) * 0.9, fit_space(features, 64, 200, seed)
+        options = FilterOptions((INFLUENCE,), keep=0.5)
+        found = fit_filter("poor", features, space, Evidence(pool), options, seed).image_filter
+        kept.append(1 - share_failing(found, draw(400) * np.float32(0.9), INFLUENCE))
+    assert 0.44 < np.mean(kept) < 0.56, "0.41 where a fifth of the pool is left out at once"
+
+
 @pytest.mark.parametrize("n", [2, 3, 5, 10])
 def test_few_real_images_do_not_make_everything_an_outlier_or_a_copy(n):
     """Near copies are as near as they are in truth: far nearer than another image of the class."""

@@ -43,7 +43,8 @@ _MISSED_COPIES = 0.1
 _LEAST_HELD_OUT = 30
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5)
 _RANDOM_SETS = 8
-_FOLDS = 5
+# Without a fifth of a small pool, influence is another function, and fewer than asked would pass.
+_FOLDS, _FOLDS_OF_FEW, _FEW = 5, 20, 256
 _COVERAGE_LOSS = 0.02
 _SAME_IMAGE = 1 - 1e-6
 # Of -log(1 - cosine) of real images to the nearest other one; 0.3 to 0.4 for shirts, sneakers, bags and boots.
@@ -274,8 +275,8 @@ class _Fitting:
 
     def _unseen_influence(self, real: frechet.Moments, small: np.ndarray, share: float) -> np.ndarray:
         """The influence of each of the pool's images, from the others: from itself, it would be too low."""
-        values = np.empty(len(small))
-        for left_out in np.array_split(np.random.default_rng(self.seed).permutation(len(small)), _FOLDS):
+        values, folds = np.empty(len(small)), min(len(small), _FOLDS_OF_FEW if len(small) < _FEW else _FOLDS)
+        for left_out in np.array_split(np.random.default_rng(self.seed).permutation(len(small)), folds):
             others = np.delete(small, left_out, 0)
             values[left_out] = influence_among_kept(real, others, share).of(small[left_out])
         return values
