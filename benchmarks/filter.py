@@ -23,7 +23,8 @@ FD is in 64 principal components of test features; `agreement` is the share that
 for the class. `--planted` replaces 20% of the candidates by real images of other classes, 10% by near copies of real
 train images (moved by a pixel, JPEG 90, or flipped, a third each) and 10% by images with added noise, and reports each
 reason's recall, and its precision among these and the candidates that were left alone. Lines go to
-`results/filter.jsonl`, a line about each run first; `--report` tells of the runs that were measured last, and for each
+`results/filter.jsonl`, a line about each run first, in place of earlier ones of the same runs; `--report` tells of the
+runs that were measured last, and for each
 class and share whether `default` is within one standard error of the best FD, and what it covers against `random`.
 
 `--cost` needs no run: it trains `fashion-cpu` for a step on the digits and compares the processor's time of scoring and
@@ -55,7 +56,7 @@ from PIL import Image
 from safetensors.torch import load_model
 from translator import recipe_values
 
-from rebalance import frechet, images, metrics
+from rebalance import files, frechet, images, metrics
 from rebalance.features import make_extractor
 from rebalance.filtering import (
     INFLUENCE,
@@ -415,10 +416,8 @@ def report(rows: list[dict[str, Any]]) -> str:
         cells = []
         for own in ways.values():
             fd, kid, coverage, agreement = (_sample(own, key) for key in ("fd", "kid", "coverage", "agreement"))
-            cells.append(
-                f"{fd.mean():.0f} ± {_standard_error(fd):.0f}, {kid.mean():.0f}, {coverage.mean():.2f}, "
-                f"{agreement.mean():.2f}"
-            )
+            error = f" ± {_standard_error(fd):.0f}" if len(fd) > 1 else ""
+            cells.append(f"{fd.mean():.0f}{error}, {kid.mean():.0f}, {coverage.mean():.2f}, {agreement.mean():.2f}")
         lines.append(f"| {name} | {share:.0%} | " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -474,6 +473,7 @@ def main() -> None:
     settings = [load(run, arguments.classifier) for run in arguments.run]
     runs = [setting.run.fingerprint["weights"][:12] for setting in settings]
     rows: list[dict[str, Any]] = []
+    what = "planted" if arguments.planted else "compared"
     for run, setting in zip(runs, settings, strict=True):
         values = {"recipe": recipe_values(setting.run.recipe), "seed": setting.run.recipe.seed}
         machine = {"cores": os.cpu_count(), "torch": torch.__version__}
@@ -481,9 +481,17 @@ def main() -> None:
         for target, seed in itertools.product(setting.test, range(arguments.seeds)):
             found += (planted if arguments.planted else compare)(setting, target, seed)
             print(run, target, seed, flush=True)
-        rows += [{"runs": runs, "run": run, **row} for row in found]
-    _append(arguments.results or RESULTS, rows)
+        rows += [{"runs": sorted(runs), "what": what, "run": run, **row} for row in found]
+    _record(arguments.results or RESULTS, rows)
     print(report(rows))
+
+
+def _record(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the rows of a measurement in the place of an earlier one of the same runs."""
+    of_these = (rows[0]["runs"], rows[0]["what"])
+    before = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    kept = [row for row in before if (row["runs"], row["what"]) != of_these]
+    files.write_text(path, "".join(json.dumps(row) + "\n" for row in (*kept, *rows)))
 
 
 def _append(path: Path, rows: list[dict[str, Any]]) -> None:

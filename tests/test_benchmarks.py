@@ -130,7 +130,7 @@ def test_clean_fid_and_this_package_find_one_distance():
     assert "| 400 | 48 |" in frechet_benchmark.report([row])
 
 
-def test_a_program_judges_the_default_filter(capsys, monkeypatch):
+def test_a_program_judges_the_default_filter(capsys, monkeypatch, tmp_path):
     fds = {"random": (100, 104, 96), "influence": (80, 82, 78), "default": (81, 81, 81), "realism": (120, 120, 120)}
     rows = [
         {"runs": ["a"], "run": "a", "class": "6", "seed": seed, "way": way, "share": 0.5, "fd": fd,
@@ -148,6 +148,10 @@ def test_a_program_judges_the_default_filter(capsys, monkeypatch):
     (of_runs,) = filter_benchmark.verdicts([*worse, *far])
     assert of_runs["n"] == 2 and of_runs["best_fd"] == 90 and of_runs["best_fd_error"] == pytest.approx(10)
     assert of_runs["within_one_error_of_best"], "runs differ by more than their seeds"
+    for what, of in (("compared", worse), ("planted", far), ("compared", rows)):
+        filter_benchmark._record(tmp_path / "rows.jsonl", [{**row, "runs": ["a"], "what": what} for row in of])
+    recorded = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["fd"] for row in recorded] == [row["fd"] for row in (*far, *rows)], "those measured anew are replaced"
     monkeypatch.setattr(sys, "argv", ["filter.py", "--report", "--json"])
     filter_benchmark.main()
     shipped = json.loads(capsys.readouterr().out)

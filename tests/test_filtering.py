@@ -72,6 +72,26 @@ def test_real_images_that_nobody_has_seen_pass():
     assert share_failing(found, fresh, MEMORISED) < 0.06
 
 
+def test_a_pair_of_real_images_that_are_nearly_the_same_sets_no_limit_on_similarity():
+    """Student's prediction is hardly moved by one of sixty; the largest value would let copies pass."""
+    clean, train = real(), real().train["poor"]
+    twin = RealFeatures(clean.train, {"poor": np.concatenate([clean.held_out["poor"][:-1], train[:1] * 1.001])})
+    limits = [
+        fitted(of_class("poor", 200, 3), features, checks=(MEMORISED,)).max_similarity for features in (clean, twin)
+    ]
+    assert limits[1] == pytest.approx(limits[0], abs=0.02) and limits[1] < 0.99
+    assert (
+        share_failing(fitted(of_class("poor", 200, 3), twin, checks=(MEMORISED,)), train[5:9] * 1.001, MEMORISED) == 1
+    )
+
+
+def test_real_images_that_are_all_the_same_are_no_copies_of_each_other_but_of_themselves():
+    train = np.ones((5, D), np.float32) * 3
+    features = RealFeatures({**real().train, "poor": train}, {}, {"poor": train[None]})
+    found = fitted(of_class("poor", 200, 3), features, checks=(MEMORISED,))
+    assert share_failing(found, of_class("poor", 200, 4), MEMORISED) == 0
+
+
 def few_real(seed: int, n: int, per_class: int) -> tuple[RealFeatures, Callable[[int], np.ndarray]]:
     """A class of n among two of so many, in 64 dimensions: most of the pooled covariance is known from few images."""
     rng = np.random.default_rng((seed, n))

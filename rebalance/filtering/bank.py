@@ -45,9 +45,8 @@ class Bank:
     def _lengths(self) -> np.ndarray:
         """(n,) float32: float16 leaves them a little off 1, and a copy's cosine is held against 1."""
         blocks = range(0, len(self.rows), _CONVERTED)
-        return np.concatenate(
-            [np.linalg.norm(self.rows[b : b + _CONVERTED].astype(np.float32), axis=1) for b in blocks]
-        )
+        lengths = [np.linalg.norm(self.rows[b : b + _CONVERTED].astype(np.float32), axis=1) for b in blocks]
+        return np.concatenate(lengths).clip(min=1e-12)
 
     @cached_property
     def _coarse(self) -> np.ndarray:
@@ -115,7 +114,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def product(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Return rows (n, d) times a float64 matrix (d, k), float64.
+    """Return rows (n, d) of as many images times a float64 matrix (d, k), float64.
 
     A library sums in another order for fewer rows, and for the last of many. In float32 an image's scores, of six
     digits, would depend on what is scored with it; in float64 they do not.

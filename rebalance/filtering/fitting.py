@@ -208,7 +208,10 @@ class _Fitting:
         return min(float(1 / (1 + np.exp(_limit(-odds, _CONFIDENT_OF_REAL, 1.0)))), _MOST_CONFIDENCE)
 
     def max_similarity(self) -> float:
-        """The largest similarity: given, or what the next held-out image's to train images stays within by 99%."""
+        """The largest similarity: given, or what that of the next held-out image to train images stays within by 99%.
+
+        With few held-out images, the largest between train images, or what most near copies reach if that is more.
+        """
         if self.options.max_similarity is not None:
             return self.options.max_similarity
         if MEMORISED not in self.options.checks:
@@ -222,9 +225,11 @@ class _Fitting:
             if of_copies.size:
                 # Few neighbours say little of how near real images come; what is as near as most copies is one.
                 nearest = np.append(nearest, np.quantile(of_copies, _MISSED_COPIES))
-                return float(nearest[nearest < _SAME_IMAGE].max(initial=-1.0))
+                return float(max(nearest[nearest < _SAME_IMAGE], default=_SAME_IMAGE))
+        # A pair of real images that are nearly the same says nothing of the next one, so the largest sets no limit.
         nearness = -np.log1p(-nearest[nearest < _SAME_IMAGE].astype(np.float64))
-        return min(float(-np.expm1(-_limit(nearness, _KEPT_OF_REAL, _NEARNESS_DEVIATION))), _SAME_IMAGE)
+        limit = _limit(nearness, _KEPT_OF_REAL, _NEARNESS_DEVIATION, at_least_largest=False)
+        return min(float(-np.expm1(-limit)), _SAME_IMAGE)
 
     def _left_out_similarities(self) -> tuple[np.ndarray, np.ndarray]:
         """Cosines of at most 2,000 train images to the nearest of the others (m,), and to their own copies (c, m)."""
@@ -353,17 +358,17 @@ def _rank(n: int, share: float) -> int:
     return int(np.ceil((n + 1) * share - 1e-9))
 
 
-def _limit(values: np.ndarray, share: float, prior: float) -> float:
+def _limit(values: np.ndarray, share: float, prior: float, at_least_largest: bool = True) -> float:
     """What the next value stays below with a probability of `share`, having seen n of its kind.
 
-    Where n is too small for the order of the values to say it, Student's prediction says it, but no less than the
-    largest: a quantile of few values lies too low. The deviation is held towards a known one, as if eight more values
-    had it.
+    Where n is too small for the order of the values to say it, Student's prediction says it: a quantile of few values
+    lies too low. The deviation is held towards a known one, as if eight more values had it.
 
     Args:
         values: (n,), about Gaussian.
         share: the probability.
         prior: that deviation.
+        at_least_largest: whether a prediction is no less than the largest value.
     """
     n, rank = len(values), _rank(len(values), share)
     if rank <= n:
@@ -373,7 +378,8 @@ def _limit(values: np.ndarray, share: float, prior: float) -> float:
     squares = np.square(values - values.mean()).sum() + _PRIOR_IMAGES * prior**2
     freedom = n - 1 + _PRIOR_IMAGES
     reach = student_quantile(share, freedom) * np.sqrt(squares / freedom * (1 + 1 / n))
-    return float(max(values.max(), values.mean() + reach))
+    predicted = values.mean() + reach
+    return float(max(values.max(), predicted) if at_least_largest else predicted)
 
 
 def _coverage(real: np.ndarray, synthetic: np.ndarray) -> float:

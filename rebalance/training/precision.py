@@ -27,7 +27,7 @@ class Duel:
     Attributes:
         champion: the faster until now.
         challenger: the other.
-        ratio: median over rounds of the challenger's time over the champion's.
+        ratio: median over rounds of the challenger's time over the champion's, over the first where that is hopeless.
         agrees: whether the challenger's first loss lies within 10% of the champion's.
     """
 
@@ -44,7 +44,8 @@ class Duel:
     @property
     def hopeless(self) -> bool:
         """Whether the challenger's precision is so slow that no layout can make up for it, as without the hardware."""
-        return self.challenger.precision != self.champion.precision and self.ratio > _HOPELESS
+        old, new = self.champion, self.challenger
+        return new.precision != old.precision and new.memory_format == old.memory_format and self.ratio > _HOPELESS
 
     def __str__(self) -> str:
         challenger, champion = map(described, (self.challenger, self.champion))
@@ -67,7 +68,8 @@ def choose(
     work keeps a core busy, one thread can be several times faster than two.
 
     Candidates are timed in pairs, step by step in turns, and compared by the median of their ratios, because the speed
-    of a shared machine drifts. Steps are taken on copies, so the weights stay as they are.
+    of a shared machine drifts. A precision that is several times slower in one layout is not tried in the other. Steps
+    are taken on copies, so the weights stay as they are.
 
     Args:
         trainable: what will be trained.
@@ -92,15 +94,21 @@ def _choose(
     threads = tuple(dict.fromkeys((cpu_count(), 1))) if free else (options.threads,)
     precisions = ("fp32", "bf16") if options.precision == "auto" else (options.precision,)
     formats = ("contiguous", "channels_last") if options.memory_format == "auto" else (options.memory_format,)
-    champion, duels = replace(options, threads=threads[0], precision=precisions[0], memory_format=formats[0]), []
+    champion = replace(options, threads=threads[0], precision=precisions[0], memory_format=formats[0])
+    duels: list[Duel] = []
     changes = [{"threads": number} for number in threads[1:]]
     changes += [{"memory_format": layout} for layout in formats[1:]]
-    # A lower precision first in the layout that suits it.
-    changes += [{"precision": p, "memory_format": layout} for p in precisions[1:] for layout in formats[::-1]]
+
+    def faster(champion: LoopOptions, **change: Any) -> LoopOptions:
+        duels.append(_duel(trainable, champion, replace(champion, **change), device, batch))
+        return duels[-1].winner
+
     for change in changes:
-        if change.get("precision") not in {duel.challenger.precision for duel in duels if duel.hopeless}:
-            duels.append(_duel(trainable, champion, replace(champion, **change), device, batch))
-            champion = duels[-1].winner
+        champion = faster(champion, **change)
+    for precision in precisions[1:]:
+        for layout in sorted(formats, key=lambda name: name != champion.memory_format):
+            if not any(duel.hopeless and duel.challenger.precision == precision for duel in duels):
+                champion = faster(champion, precision=precision, memory_format=layout)
     return champion, duels
 
 
@@ -108,15 +116,13 @@ def _duel(
     trainable: Trainable, champion: LoopOptions, challenger: LoopOptions, device: torch.device, batch: Any
 ) -> Duel:
     trainers = [Trainer(copy.deepcopy(trainable), options, device) for options in (champion, challenger)]
-    (old, expected), (new, found) = (_step(trainer, batch, 0) for trainer in trainers)
+    (_, expected), (_, found) = (_step(trainer, batch, 0) for trainer in trainers)
     agrees = abs(found - expected) <= _LOSS_TOLERANCE * max(abs(expected), 1e-3)
-    if new / old > _HOPELESS_AT_ONCE:
-        return Duel(champion, challenger, new / old, agrees)
     ratios: list[float] = []
     for number in range(1, _ROUNDS + 1):
         (old, _), (new, _) = (_step(trainer, batch, number) for trainer in trainers)
         ratios.append(new / old)
-        if number > 1 and min(ratios) > _HOPELESS:
+        if min(ratios) > (_HOPELESS if number > 1 else _HOPELESS_AT_ONCE):
             break
     return Duel(champion, challenger, statistics.median(ratios), agrees)
 
