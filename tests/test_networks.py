@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.models.resnet import BasicBlock
 
 from rebalance.networks.balagan import Discriminator, Translator
 from rebalance.networks.blocks import adaptive_instance_norm, instance_norm
-from rebalance.networks.encoder import Backbone, ProjectionHead, VariationalAutoencoder
+from rebalance.networks.encoder import Backbone, ProjectionHead, ResidualBlock, VariationalAutoencoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -307,6 +308,30 @@ def test_backbone_has_the_layers_of_resnet_18():
     # torchvision's resnet18 has 11,689,512 parameters, 513,000 of them in its fully connected layer.
     assert n_parameters(backbone) == 11_689_512 - 513_000
     assert backbone.width == 512
+
+
+@pytest.mark.parametrize("channels", [3, 4, 5])
+def test_a_residual_block_of_few_channels_has_the_same_gradients_in_both_layouts(channels):
+    """And leaves other memory as it is: where a strided 1x1 convolution does not, the process ends within 150 steps."""
+    torch.manual_seed(0)
+    plain, images = ResidualBlock(channels, 8, 2), torch.randn(24, channels, 8, 8)
+    last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    plain(images).square().sum().backward()
+    for _ in range(150):
+        last.zero_grad()
+        last(images.contiguous(memory_format=torch.channels_last)).square().sum().backward()
+    for one, other in zip(plain.parameters(), last.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-3)
+
+
+def test_a_residual_block_halves_as_that_of_resnet_18_does():
+    torch.manual_seed(0)
+    shortcut = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 1, 2, bias=False), torch.nn.BatchNorm2d(8))
+    theirs, ours = BasicBlock(4, 8, 2, shortcut).eval(), ResidualBlock(4, 8, 2).eval()
+    for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        own.data.copy_(other.data)
+    images = torch.randn(2, 4, 9, 8)
+    torch.testing.assert_close(ours(images), theirs(images))
 
 
 @pytest.mark.parametrize(("size", "channels"), [(8, 1), (12, 3), (16, 3), (33, 1)])
