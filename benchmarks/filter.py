@@ -24,8 +24,8 @@ for the class. `--planted` replaces 20% of the candidates by real images of othe
 train images (moved by a pixel, JPEG 90, or flipped, a third each) and 10% by images with added noise, and reports each
 reason's recall, and its precision among these and the candidates that were left alone. Lines go to
 `results/filter.jsonl`, a line about each run first, in place of earlier ones of the same runs; `--report` tells of the
-runs that were measured last, and for each
-class and share whether `default` is within one standard error of the best FD, and what it covers against `random`.
+runs that were measured last, and for each class and share whether `default` is within one standard error of the best
+FD, and what it covers against `random`.
 
 `--cost` needs no run: it trains `fashion-cpu` for a step on the digits and compares the processor's time of scoring and
 judging an image, features given, with that of making one (translation, features, JPEG), in one process on one thread

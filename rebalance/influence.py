@@ -37,6 +37,10 @@ def influence_at(real: Moments, synthetic: Moments) -> Influence:
     IF(x) = 2 (m - m_r).(x - m) + (x - m)^T (I - T)(x - m) - tr((I - T) S), with T the optimal transport map from
     N(m, S) to N(m_r, S_r), the gradient of the trace term. I - T is indefinite: where the synthetic set varies less
     than the real one, far images have low influence, so outliers must be rejected otherwise.
+
+    Args:
+        real: moments of real images, in d dimensions.
+        synthetic: those of the synthetic set, in as many.
     """
     values, vectors = np.linalg.eigh(real.covariance)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T

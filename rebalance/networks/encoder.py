@@ -29,7 +29,7 @@ class ResidualBlock(nn.Module):
         """Map (B, C, H, W) to (B, C', H / stride, W / stride)."""
         hidden = F.relu(self.norm1(self.conv1(x)))
         # Strided here, not in the convolution: with AVX2 and channels_last, the weights' gradient of a strided 1x1
-        # convolution of less than 8 channels overwrites memory (uxlfoundation/oneDNN#6035).
+        # convolution of fewer than 8 channels overwrites memory (uxlfoundation/oneDNN#6035).
         seen = x[:, :, :: self.stride, :: self.stride]
         return F.relu(self.norm2(self.conv2(hidden)) + self.shortcut(seen))
 
