@@ -73,9 +73,13 @@ class DeepSmoteBatch:
         return len(self.real)
 
     def to(self, device: torch.device, memory_format: torch.memory_format) -> DeepSmoteBatch:
-        """Move to a device."""
-        real, same = (part.to(device).contiguous(memory_format=memory_format) for part in (self.real, self.same))
-        return DeepSmoteBatch(real, same, self.order.to(device))
+        """Move to a device, without waiting."""
+        moved = [part.to(device, non_blocking=True, memory_format=memory_format) for part in (self.real, self.same)]
+        return DeepSmoteBatch(*moved, self.order.to(device, non_blocking=True))
+
+    def pin_memory(self) -> DeepSmoteBatch:
+        """Return the batch in page-locked memory."""
+        return DeepSmoteBatch(self.real.pin_memory(), self.same.pin_memory(), self.order.pin_memory())
 
 
 class DeepSmote(Trainable):
@@ -131,9 +135,9 @@ class DeepSmoteBatches:
 
 
 def train(
-    pixels: np.ndarray, labels: np.ndarray, steps: int, seed: int, folder: Path, threads: int = 0
+    pixels: np.ndarray, labels: np.ndarray, steps: int, seed: int, folder: Path, device: torch.device, threads: int = 0
 ) -> tuple[nn.Module, nn.Module]:
-    """Return encoder and decoder trained on images of sides that 16 divides; the same call again resumes.
+    """Return encoder and decoder, on the CPU, trained on images of sides that 16 divides; the same call again resumes.
 
     Args:
         pixels: (n, H, W, C) uint8.
@@ -141,9 +145,10 @@ def train(
         steps: steps in all.
         seed: seed of weights and draws.
         folder: where checkpoints and logs go.
+        device: where to train.
         threads: CPU threads; 0: whatever is fastest.
     """
-    device, batches = torch.device("cpu"), DeepSmoteBatches(pixels, labels, seed)
+    batches = DeepSmoteBatches(pixels, labels, seed)
     model = DeepSmote(pixels.shape[3], pixels.shape[1], seed)
     adam = OptimizerOptions(name="adam", beta1=0.9, beta2=0.999, weight_decay=0.0)
     options = LoopOptions(
@@ -156,13 +161,14 @@ def train(
         chosen = {"precision": loop.precision, "memory_format": loop.memory_format, "threads": loop.threads}
         files.write_sealed_json(kept, chosen)
     loop = replace(options, **files.read_sealed_json(kept))
-    torch.set_num_threads(loop.threads)
+    if loop.threads:
+        torch.set_num_threads(loop.threads)
     log = TrainingLog(folder / "logs", folder / "previews")
     run_loop(
         Trainer(model, loop, device), batches, CheckpointFolder(folder / "checkpoints"), log, name="DeepSMOTE",
         progress=True,
     )  # fmt: skip
-    return model.networks["encoder"].eval(), model.networks["decoder"].eval()
+    return model.networks["encoder"].cpu().eval(), model.networks["decoder"].cpu().eval()
 
 
 @torch.inference_mode()

@@ -38,7 +38,7 @@ from queue import Empty
 from typing import Any
 
 import data_sets
-import memory
+import machine
 import numpy as np
 import torch
 
@@ -137,7 +137,7 @@ def _generate(run: Path, out: Path, n_images: int, processes: int, filtered: boo
     if sum(result.counts.values()) != n_images:
         raise RuntimeError(f"{sum(result.counts.values())} of {n_images} images were made")
     of_workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024 if processes > 1 else 0.0
-    queue.put((seconds, _processor_seconds() - used_before, max(memory.peak_mib(), of_workers)))
+    queue.put((seconds, _processor_seconds() - used_before, max(machine.peak_mib(), of_workers)))
 
 
 def _processor_seconds() -> float:

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import memory
+import machine
 import numpy as np
 import torchvision
 from PIL import Image
@@ -78,11 +78,11 @@ WORKS: dict[str, Callable[[Path], int]] = {
 
 
 def _measure(name: str, folder: Path, queue: Any) -> None:
-    before = memory.peak_mib()
+    before = machine.peak_mib()
     begun = time.perf_counter()
     found = WORKS[name](folder)
     seconds = time.perf_counter() - begun
-    queue.put((found, seconds, memory.peak_mib() - before))
+    queue.put((found, seconds, machine.peak_mib() - before))
 
 
 def measure(name: str, folder: Path) -> dict[str, Any]:

@@ -44,7 +44,7 @@ import rebalance
 from rebalance import demo, files, images
 from rebalance.config import Recipe, load_recipe
 from rebalance.config.options import to_mapping
-from rebalance.devices import cpu_count
+from rebalance.devices import DEVICES, choose_device, cpu_count
 from rebalance.index import build_index, carve_validation
 from rebalance.trials import DEFAULT, MULTIPLES, Downstream
 from rebalance.trials.amounts import amounts
@@ -125,6 +125,7 @@ class Effort:
         arms: arms of the study.
         multiples: synthetic images of a class, times its real ones.
         workers: processes that make images.
+        device: "cpu" or "cuda".
     """
 
     seeds: int = 3
@@ -132,6 +133,7 @@ class Effort:
     arms: tuple[str, ...] = DEFAULT
     multiples: tuple[str, ...] = MULTIPLES
     workers: int = 1
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -164,13 +166,14 @@ class Draw:
     def fit(self) -> None:
         """Fit, or go on with it."""
         wanted = {str(label): self.protocol.final for label in self.protocol.poor}
-        rebalance.fit(self.data, self.place / "run", self.recipe, balance=wanted, device="cpu", progress=True)
+        rebalance.fit(
+            self.data, self.place / "run", self.recipe, balance=wanted, device=self.effort.device, progress=True
+        )
 
     def generate(self) -> None:
         """Make the output, or what is missing of it."""
-        rebalance.generate(
-            self.place / "run", self.place / "shards", workers=self.effort.workers, device="cpu", progress=True
-        )
+        device, workers = self.effort.device, self.effort.workers
+        rebalance.generate(self.place / "run", self.place / "shards", workers=workers, device=device, progress=True)
 
     def study(self) -> Downstream:
         """Run the study of the output and its run."""
@@ -183,8 +186,8 @@ class Draw:
     def _study(self, out: Path, arms: Sequence[str], run: Path | None = None) -> Downstream:
         return rebalance.downstream(
             self.data, out, results=self.place / f"study-{out.name}", run=run, arms=arms, recipe=self.recipe,
-            multiples=self.effort.multiples, seeds=self.effort.seeds, square=self.recipe.data.square, device="cpu",
-            progress=True,
+            multiples=self.effort.multiples, seeds=self.effort.seeds, square=self.recipe.data.square,
+            device=self.effort.device, progress=True,
         )  # fmt: skip
 
     def deep_smote(self) -> Path:
@@ -198,7 +201,8 @@ class Draw:
         rows = np.concatenate([index.rows("train", name) for name in index.classes])
         pixels = np.stack([index.square(int(row), options) for row in rows])
         labels = np.array([index.label(name) for name in index.column("class")[rows]])
-        networks = deep_smote.train(pixels, labels, steps, self.number, training, self.recipe.training.threads)
+        device, threads = choose_device(self.effort.device), self.recipe.training.threads
+        networks = deep_smote.train(pixels, labels, steps, self.number, training, device, threads)
         counts = np.bincount(labels)
         final = {label: int(counts.max()) for label in np.flatnonzero(counts < counts.max()).tolist()}
         for label, made in deep_smote.oversample(*networks, pixels, labels, final, self.number).items():
@@ -219,7 +223,8 @@ class Draw:
         trials = TrialFiles(self.place / "all-real-data", key)
         found, pools = trials.read(), None
         first = self.number * self.effort.seeds
-        torch.set_num_threads(loop.threads)
+        if loop.threads:
+            torch.set_num_threads(loop.threads)
         for seed in range(first, first + self.effort.seeds):
             for arm in (Arm(PLAIN), Arm(PLAIN, augment=True)):
                 if seed not in found.get(arm, {}):
@@ -227,7 +232,7 @@ class Draw:
                     counts = pools["train"].counts
                     drawn = amounts(counts, np.zeros_like(counts), None, balanced=True, filled=False)
                     mixture, none = Mixture.of_amounts(pools["train"], None, drawn), pools["test"].first(counts * 0)
-                    trial = Trial(arm, seed, mixture, options, loop, torch.device("cpu"))
+                    trial = Trial(arm, seed, mixture, options, loop, choose_device(self.effort.device))
                     trials.write(arm, seed, Outcome(trial.run(none, pools["test"], lambda: None), drawn))
         return trial_lines(trials.folder, range(first, first + self.effort.seeds), FULL_ARMS)
 
@@ -298,7 +303,7 @@ def measure(draw: Draw) -> list[dict[str, Any]]:
     summary = {
         "best": found.best, "tuned": found.tuned.arm if found.tuned else found.best, "poor": list(draw.protocol.poor),
         "minutes": clock.minutes, "notes": list(found.notes), "classifier": found.chosen, "torch": torch.__version__,
-        "cores": os.cpu_count(), "settings": draw.settings(),
+        "cores": os.cpu_count(), "device": str(choose_device(draw.effort.device)), "settings": draw.settings(),
     }  # fmt: skip
     return [summary, *lines]
 
@@ -337,6 +342,7 @@ def main() -> None:
     parser.add_argument("--draws", default="0", help="numbers of draws, such as 0,1,2,3,4")
     parser.add_argument("--seeds", type=int, default=Effort.seeds, help="trainings of every arm and draw")
     parser.add_argument("--deep-smote-steps", type=int, default=Effort.deep_smote_steps)
+    parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--report", action="store_true", help="print what was measured and measure nothing")
@@ -349,7 +355,8 @@ def main() -> None:
         parser.error("--work is needed, or --report")
     name, protocol = arguments.data_set, LONG_TAILS[arguments.data_set]
     protocol = replace(protocol, overrides=(*protocol.overrides, *arguments.changes))
-    effort = Effort(arguments.seeds, arguments.deep_smote_steps, workers=cpu_count())
+    workers = cpu_count() if choose_device(arguments.device).type == "cpu" else 1
+    effort = Effort(arguments.seeds, arguments.deep_smote_steps, workers=workers, device=arguments.device)
     numbers = map(int, arguments.draws.split(","))
     draws = [Draw(protocol, number, arguments.work / f"{name}-{number}", effort) for number in numbers]
     measure_missing(draws, name, arguments.results)

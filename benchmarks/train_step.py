@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import json
 import multiprocessing
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
-import memory
+import machine
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -259,17 +258,23 @@ def make_step(name: str, arguments: argparse.Namespace, device: torch.device) ->
     return PlainStep(method, rungs(arguments.bf16, arguments.compile_seconds > 0)[name], device)
 
 
+def _now() -> float:
+    """Return the time when all that was asked of the device is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def time_in_turns(steps: dict[str, Callable[[PairBatch, int], object]], batch: PairBatch, n: int) -> dict[str, Any]:
     """Take n steps of every rung in turns, after one that warms up; return the seconds of each."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(-1, n):
         for name, step in steps.items():
-            start = time.perf_counter()
+            start = _now()
             step(batch, number % R1_EVERY)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            seconds_taken = _now() - start
             if number >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(seconds_taken)
     return seconds
 
 
@@ -299,28 +304,32 @@ def flops_of(step: Callable[[PairBatch, int], object], batch: PairBatch) -> floa
 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOPs a second of a product of two matrices of 2,048 x 2,048, the best of ten."""
-    matrix = torch.randn(2048, 2048, device=device).to(dtype)
+    """FLOPs a second of a product of two square matrices, 2,048 wide or on CUDA 8,192, the best of ten."""
+    side = 8192 if device.type == "cuda" else 2048
+    matrix = torch.randn(side, side, device=device).to(dtype)
     best = float("inf")
     for _ in range(10):
-        start = time.perf_counter()
+        start = _now()
         matrix @ matrix
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2 * 2048**3 / best
+        best = min(best, _now() - start)
+    return 2 * side**3 / best
 
 
 def _peak_memory(name: str, arguments: argparse.Namespace, queue: Any) -> None:
-    step, batch = make_step(name, arguments, torch.device("cpu")), _batch(arguments)
-    before = memory.peak_mib()
+    device = choose_device(arguments.device)
+    step, batch = make_step(name, arguments, device), _batch(arguments)
+
+    def peak() -> float:
+        return torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else machine.peak_mib()
+
+    before = peak()
     for number in (0, R1_EVERY - 1):
         step(batch, number)
-    queue.put(memory.peak_mib() - before)
+    queue.put(peak() - before)
 
 
 def peak_mib(name: str, arguments: argparse.Namespace) -> float:
-    """Peak memory of a step beyond weights and imports, in a process of its own (CPU)."""
+    """Peak memory of a step, on CUDA of the device's, beyond weights and imports, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     process = context.Process(target=_peak_memory, args=(name, arguments, queue))
@@ -355,13 +364,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "max_s": round(max(seconds[name]), 4),
             "ratio_to_reference": round(reference / mean, 3),
             "gflops": round(flops / 1e9, 1),
-            "share_of_fp32_peak": round(flops / mean / peaks["fp32"], 3),
-            "peak_mib": round(peak_mib(name, arguments)) if device.type == "cpu" and not compiled else None,
+            **{f"share_of_{precision}_peak": round(flops / mean / peak, 4) for precision, peak in peaks.items()},
+            "peak_mib": None if compiled else round(peak_mib(name, arguments)),
         }
     settings = {key: value for key, value in vars(arguments).items() if key not in ("results", "json", "profile")}
     return {
-        "settings": settings, "steps": arguments.steps, "threads": torch.get_num_threads(), "cores": os.cpu_count(),
-        "torch": torch.__version__, "matmul_gflops": {name: round(peak / 1e9, 1) for name, peak in peaks.items()},
+        "settings": settings, "steps": arguments.steps, "threads": torch.get_num_threads(),
+        "machine": machine.description(device),
+        "matmul_gflops": {name: round(peak / 1e9, 1) for name, peak in peaks.items()},
         "ratio_to_reference": found[PACKAGE]["ratio_to_reference"], "rungs": found, "failed": failed,
     }  # fmt: skip
 
@@ -374,15 +384,18 @@ def _uncompiled(name: str) -> str:
 def table(row: dict[str, Any]) -> str:
     """Return a row as a Markdown table."""
     lines = [
-        "| step | mean s (min to max) | times faster | GFLOP | share of the fp32 peak | peak MiB |",
-        "|---|---|---|---|---|---|",
+        "| step | mean ms (min to max) | times faster | GFLOP | share of the peak: fp32 | bf16 | peak MiB |",
+        "|---|---|---|---|---|---|---|",
     ]
+    peaks = row["matmul_gflops"]
     for name, r in row["rungs"].items():
+        mean, least, most = (1000 * r[f"{which}_s"] for which in ("mean", "min", "max"))
+        shares = " | ".join(f"{r['gflops'] / r['mean_s'] / peaks[precision]:.3f}" for precision in ("fp32", "bf16"))
         lines.append(
-            f"| {name} | {r['mean_s']:.2f} ({r['min_s']:.2f} to {r['max_s']:.2f}) | {r['ratio_to_reference']:.2f} "
-            f"| {r['gflops']:.0f} | {r['share_of_fp32_peak']:.2f} | {r['peak_mib'] or ''} |"
+            f"| {name} | {mean:.0f} ({least:.0f} to {most:.0f}) | {r['ratio_to_reference']:.2f} | {r['gflops']:.0f} "
+            f"| {shares} | {r['peak_mib'] or ''} |"
         )
-    lines += [f"| {name} | {reason} | | | | |" for name, reason in row.get("failed", {}).items()]
+    lines += [f"| {name} | {reason} | | | | | |" for name, reason in row.get("failed", {}).items()]
     return "\n".join(lines)
 
 
@@ -393,7 +406,9 @@ def profile(arguments: argparse.Namespace) -> str:
     with torch.profiler.profile() as found:
         for number in range(R1_EVERY):
             step(batch, number)
-    return found.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=45)
+        _now()
+    where = "cuda" if choose_device(arguments.device).type == "cuda" else "cpu"
+    return found.key_averages().table(sort_by=f"self_{where}_time_total", row_limit=15, max_name_column_width=45)
 
 
 def main() -> None:

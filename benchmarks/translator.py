@@ -27,8 +27,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -37,6 +35,7 @@ from typing import Any
 
 import classifier
 import data_sets
+import machine
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -251,7 +250,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "steps": run.recipe.training.steps,
         "fit_minutes": minutes,
         "threads": run.recipe.training.threads,
-        "machine": {"cores": os.cpu_count(), "processor": _processor(), "torch": torch.__version__},
+        "machine": machine.description(torch.device("cpu")),
         "sources": {target.name: [source.name for source in target.sources] for target in run.plan.targets},
         "classes": {name: _rounded(asdict(of_class)) for name, of_class in figures.items()},
     }
@@ -259,12 +258,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:
     return {key: np.round(value, 4).tolist() if np.ndim(value) else round(value, 4) for key, value in values.items()}
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:

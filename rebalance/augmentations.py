@@ -8,17 +8,17 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from rebalance.devices import without_waiting
 from rebalance.draws import Draws
 
 
 def _uniform(n: int, low: float, high: float, draws: Draws, like: torch.Tensor) -> torch.Tensor:
     drawn = draws.uniform(n) * (high - low) + low
-    return drawn.to(device=like.device, dtype=like.dtype, non_blocking=True)[:, None, None, None]
+    return without_waiting(drawn, like.device).to(like.dtype)[:, None, None, None]
 
 
 def _chosen(n: int, probability: float, draws: Draws, like: torch.Tensor) -> torch.Tensor:
-    mask = draws.uniform(n) < probability
-    return mask.to(device=like.device, non_blocking=True)[:, None, None, None]
+    return without_waiting(draws.uniform(n) < probability, like.device)[:, None, None, None]
 
 
 def distort_content(images: torch.Tensor, names: Sequence[str], draws: Draws) -> torch.Tensor:
@@ -53,7 +53,8 @@ def random_crop(images: torch.Tensor, draws: Draws) -> torch.Tensor:
     centre_y = (draws.uniform(n) * 2 - 1) * (1 - height)
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0], theta[:, 0, 2], theta[:, 1, 1], theta[:, 1, 2] = width, centre_x, height, centre_y
-    grid = F.affine_grid(theta.to(images.device, images.dtype), list(images.shape), align_corners=False)
+    theta = without_waiting(theta, images.device).to(images.dtype)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
@@ -78,8 +79,9 @@ def random_grayscale(images: torch.Tensor, draws: Draws) -> torch.Tensor:
     chosen = _chosen(len(images), 0.2, draws, images)
     if images.shape[1] == 1:
         return images
-    luma = images.new_tensor([0.299, 0.587, 0.114])[None, :, None, None]
-    return torch.where(chosen, (images * luma).sum(1, keepdim=True).expand_as(images), images)
+    red, green, blue = images.split(1, dim=1)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    return torch.where(chosen, luma.expand_as(images), images)
 
 
 def random_blur(images: torch.Tensor, draws: Draws) -> torch.Tensor:
@@ -113,9 +115,9 @@ def shuffle_patches(images: torch.Tensor, patches: int, draws: Draws) -> torch.T
     inner = images[:, :, : ph * patches, : pw * patches]
     cut = inner.reshape(n, channels, patches, ph, patches, pw).permute(0, 2, 4, 1, 3, 5)
     cut = cut.reshape(n, patches**2, channels, ph, pw)
-    order = draws.uniform(n, patches**2).argsort(1).to(images.device)
+    order = without_waiting(draws.uniform(n, patches**2).argsort(1), images.device)
     cut = torch.take_along_dim(cut, order[:, :, None, None, None], dim=1)
-    flip = (draws.uniform(n, patches**2) < 0.5).to(images.device)[:, :, None, None, None]
+    flip = without_waiting(draws.uniform(n, patches**2) < 0.5, images.device)[:, :, None, None, None]
     cut = torch.where(flip, cut.flip(4), cut)
     joined = cut.reshape(n, patches, patches, channels, ph, pw).permute(0, 3, 1, 4, 2, 5)
     shuffled = images.clone()
@@ -158,8 +160,8 @@ def _translate(images: torch.Tensor, fraction: float, draws: Draws) -> torch.Ten
     shift_y = draws.integers(-most_y, most_y + 1, n, 1)
     shift_x = draws.integers(-most_x, most_x + 1, n, 1)
     # The border is repeated: stripes of another colour would be what the discriminator sees first.
-    rows = (torch.arange(height)[None] + shift_y).clamp_(0, height - 1).to(images.device)
-    columns = (torch.arange(width)[None] + shift_x).clamp_(0, width - 1).to(images.device)
+    rows = without_waiting((torch.arange(height)[None] + shift_y).clamp_(0, height - 1), images.device)
+    columns = without_waiting((torch.arange(width)[None] + shift_x).clamp_(0, width - 1), images.device)
     pixels = images.permute(0, 2, 3, 1)
     picked = pixels[torch.arange(n, device=images.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2)
@@ -172,4 +174,4 @@ def _cutout_mask(images: torch.Tensor, draws: Draws) -> torch.Tensor:
     inside_y = (torch.arange(height)[None] - centre_y).abs() < height // 4
     inside_x = (torch.arange(width)[None] - centre_x).abs() < width // 4
     hole = inside_y[:, :, None] & inside_x[:, None, :]
-    return (~hole).to(images.device, images.dtype)[:, None]
+    return without_waiting(~hole, images.device).to(images.dtype)[:, None]

@@ -305,10 +305,10 @@ def test_deep_smote_fills_classes_with_images_like_theirs_and_resumes(tmp_path):
     labels = np.repeat([0, 1], [24, 4])
     pixels = rng.integers(0, 40, (28, 16, 16, 1)).astype(np.uint8)
     pixels[labels == 1] += 180
-    networks = deep_smote.train(pixels, labels, 40, 0, tmp_path, threads=1)
+    networks = deep_smote.train(pixels, labels, 40, 0, tmp_path, torch.device("cpu"), threads=1)
     made = deep_smote.oversample(*networks, pixels, labels, {1: 24}, 0)
     assert made.keys() == {1} and made[1].shape == (20, 16, 16, 1)
     assert made[1].mean() > 140
-    again = deep_smote.train(pixels, labels, 40, 0, tmp_path, threads=1)
+    again = deep_smote.train(pixels, labels, 40, 0, tmp_path, torch.device("cpu"), threads=1)
     for network, resumed in zip(networks, again, strict=True):
         assert same_tensors(network.state_dict(), resumed.state_dict()), "read back, not trained again"

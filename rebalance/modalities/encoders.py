@@ -15,6 +15,7 @@ from torch import nn
 from rebalance import losses
 from rebalance.augmentations import distort_content
 from rebalance.config import EncoderOptions, Recipe
+from rebalance.devices import without_waiting
 from rebalance.networks.encoder import Backbone, ProjectionHead, VariationalAutoencoder
 from rebalance.trainable import Loss, Phase, StepContext, Trainable
 
@@ -83,7 +84,7 @@ class VariationalEncoder(Encoder):
         """Encode, draw, decode: mean, log-variance and reconstruction."""
         vae = self.networks["vae"]
         mean, log_variance = vae.encode(batch.images)
-        noise = context.draws.normal(*mean.shape).to(mean.device, mean.dtype)
+        noise = without_waiting(context.draws.normal(*mean.shape), mean.device).to(mean.dtype)
         return mean, log_variance, vae.decode(mean + noise * (0.5 * log_variance).exp())
 
     def loss(self, phase: str, batch: ImageBatch, outputs: Any, context: StepContext) -> Loss:

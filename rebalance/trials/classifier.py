@@ -13,6 +13,7 @@ from torch import nn
 
 from rebalance.augmentations import diff_augment, random_flip
 from rebalance.config import DownstreamOptions, OptimizerOptions
+from rebalance.devices import without_waiting
 from rebalance.errors import DivergedError
 from rebalance.networks.classifier import ConvClassifier, ResidualClassifier
 from rebalance.trainable import Loss, Phase, StepContext, Trainable
@@ -67,7 +68,7 @@ class Classifier(Trainable):
         if not rate:
             return features
         kept = context.draws.uniform(*features.shape) >= rate
-        return features * kept.to(features.device, non_blocking=True) / (1 - rate)
+        return features * without_waiting(kept, features.device) / (1 - rate)
 
     def loss(self, phase: str, batch: ClassifierBatch, outputs: torch.Tensor, context: StepContext) -> Loss:
         """Return the weighted cross-entropy, of both labels of mixed images."""

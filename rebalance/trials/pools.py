@@ -14,6 +14,7 @@ from imblearn.over_sampling import SMOTE, RandomOverSampler
 from tqdm import tqdm
 
 from rebalance import images
+from rebalance.devices import without_waiting
 from rebalance.trials.amounts import Amounts
 
 _SMOTE_NEIGHBOURS = 5
@@ -107,11 +108,11 @@ class ClassifierBatch:
 
     def to(self, device: torch.device, memory_format: torch.memory_format) -> ClassifierBatch:
         """Move to a device without waiting for the copy."""
-        mix = None if self.mix is None else self.mix.to(device, non_blocking=True)
+        mix = None if self.mix is None else without_waiting(self.mix, device)
         return ClassifierBatch(
-            self.images.to(device, non_blocking=True).contiguous(memory_format=memory_format),
-            self.labels.to(device, non_blocking=True),
-            self.weights.to(device, non_blocking=True),
+            without_waiting(self.images, device).contiguous(memory_format=memory_format),
+            without_waiting(self.labels, device),
+            without_waiting(self.weights, device),
             mix,
         )
 
