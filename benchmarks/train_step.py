@@ -347,6 +347,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Climb the ladder; return one row."""
     device, batch = choose_device(arguments.device), _batch(arguments)
     climbed = rungs(arguments.bf16, arguments.compile_seconds > 0)
+    if arguments.rungs:
+        climbed = {name: climbed[name] for name in dict.fromkeys(["reference", *arguments.rungs])}
     reasons = {name: why_not(name, arguments) for name, switches in climbed.items() if switches.compiled}
     failed = {name: reason for name, reason in reasons.items() if reason}
     names = [*(name for name in climbed if name not in failed), PACKAGE]
@@ -423,6 +425,7 @@ def main() -> None:
     parser.add_argument(
         "--compile-seconds", type=int, default=600, help="how long a compiled step may take to compile; 0: not tried"
     )
+    parser.add_argument("--rungs", nargs="+", help="switches beside the reference and the package; default: all")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -433,6 +436,9 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     if arguments.bf16 is None:
         arguments.bf16 = has_bf16(choose_device(arguments.device))
+    known = rungs(arguments.bf16, arguments.compile_seconds > 0)
+    if unknown := set(arguments.rungs or ()) - known.keys():
+        parser.error(f"--rungs: {', '.join(sorted(unknown))}; allowed: {', '.join(known)}")
     if arguments.profile:
         print(profile(arguments))
         return

@@ -113,6 +113,12 @@ def test_the_same_call_again_does_nothing(data, finished, own_run):
     assert contents(own_run) == before
 
 
+def test_a_run_resumes_with_another_classifier_for_its_studies(data, own_run):
+    shutil.rmtree(newest(own_run))
+    assert fit(data, own_run, tiny_recipe(downstream={"steps": 7}), balance=BALANCE).resumed
+    assert newest(own_run).name == "step-00000004"
+
+
 def test_a_run_resumes_when_its_data_set_has_moved(own_data, own_run):
     shutil.rmtree(newest(own_run))
     assert fit(own_data, own_run, tiny_recipe(), balance=BALANCE).resumed

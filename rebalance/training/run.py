@@ -241,12 +241,14 @@ class RunDirectory:
     ) -> None:
         """Check that a run was begun with this recipe, these amounts and this data.
 
+        The classifier of a downstream study may differ, because no image depends on it.
+
         Raises:
             RefusedError: it was not; the message names what changed.
         """
-        begun = to_mapping(self.recipe())
-        requested = to_mapping(_with_choices(recipe, self.recipe()))
-        changes = [f"recipe {change}" for change in changed_keys(begun, requested)]
+        begun = self.recipe()
+        requested = replace(_with_choices(recipe, begun), downstream=begun.downstream)
+        changes = [f"recipe {change}" for change in changed_keys(to_mapping(begun), to_mapping(requested))]
         plan = self.plan()
         if plan.max_multiple != max_multiple:
             changes.append(f"--max-multiple {plan.max_multiple} -> {max_multiple}")
