@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torchvision.models.resnet import BasicBlock
 
 from rebalance.networks.balagan import Discriminator, Translator
-from rebalance.networks.blocks import adaptive_instance_norm, instance_norm
+from rebalance.networks.blocks import adaptive_instance_norm, instance_norm, padded
 from rebalance.networks.encoder import Backbone, ProjectionHead, ResidualBlock, VariationalAutoencoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -343,3 +343,12 @@ def test_vae_shapes_and_range(size, channels):
     decoded = vae.decode(mean * 100)
     assert decoded.shape == images.shape
     assert decoded.abs().max() <= 1
+
+
+@pytest.mark.parametrize("pad", [1, 3])
+def test_padding_keeps_the_precision_that_autocast_chose(pad):
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = padded(x, pad)
+    expected = F.pad(x.float(), (pad, pad, pad, pad), mode="reflect")
+    assert found.dtype == torch.bfloat16 and torch.equal(found.float(), expected)

@@ -21,6 +21,16 @@ def adaptive_instance_norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Te
     return torch.addcmul(shift[:, :, None, None], instance_norm(x), 1 + scale[:, :, None, None])
 
 
+def padded(x: torch.Tensor, pad: int) -> torch.Tensor:
+    """Reflect (B, C, H, W) at its border, or repeat the border where the image is too small for that."""
+    if pad == 0:
+        return x
+    mode = "reflect" if pad < min(x.shape[-2:]) else "replicate"
+    # On CPUs autocast would convert to fp32 and back, to move values about: a tenth of a step's time.
+    with torch.autocast(x.device.type, enabled=False):
+        return F.pad(x, (pad, pad, pad, pad), mode=mode)
+
+
 class PaddedConv(nn.Conv2d):
     """Convolution of an odd kernel, reflecting at the border where the image allows it; stride 1 keeps the size."""
 
@@ -29,11 +39,7 @@ class PaddedConv(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve (B, C, H, W) to (B, C', H / stride, W / stride)."""
-        pad = self.kernel_size[0] // 2
-        if pad == 0:
-            return super().forward(x)
-        mode = "reflect" if pad < min(x.shape[-2:]) else "replicate"
-        return super().forward(F.pad(x, (pad, pad, pad, pad), mode=mode))
+        return super().forward(padded(x, self.kernel_size[0] // 2))
 
 
 class DownConv(nn.Conv2d):
@@ -44,9 +50,7 @@ class DownConv(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve (B, C, H, W) to (B, C', H / 2, W / 2)."""
-        pad = (self.kernel_size[0] - 2) // 2
-        mode = "reflect" if pad < min(x.shape[-2:]) else "replicate"
-        return super().forward(F.pad(x, (pad, pad, pad, pad), mode=mode))
+        return super().forward(padded(x, (self.kernel_size[0] - 2) // 2))
 
 
 class InstanceNormResidual(nn.Module):
