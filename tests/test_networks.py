@@ -352,3 +352,4 @@ def test_padding_keeps_the_precision_that_autocast_chose(pad):
         found = padded(x, pad)
     expected = F.pad(x.float(), (pad, pad, pad, pad), mode="reflect")
     assert found.dtype == torch.bfloat16 and torch.equal(found.float(), expected)
+    assert padded(x.to("meta"), pad).shape == expected.shape, "as when FLOPs are counted"

@@ -27,7 +27,7 @@ def padded(x: torch.Tensor, pad: int) -> torch.Tensor:
         return x
     mode = "reflect" if pad < min(x.shape[-2:]) else "replicate"
     # On CPUs autocast would convert to fp32 and back, to move values about: a tenth of a step's time.
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast("cpu", enabled=False):
         return F.pad(x, (pad, pad, pad, pad), mode=mode)
 
 
