@@ -78,10 +78,10 @@ class Piece:
         return f"{self.kind}-{self.number:02d}-{self.steps}"
 
 
-def pieces(numbers: Sequence[int], steps: Sequence[int]) -> list[Piece]:
-    """Return all fits that these numbers of poor classes need, the cheap ones first."""
+def pieces(numbers: Sequence[int], steps: Sequence[int], joint_steps: Sequence[int]) -> list[Piece]:
+    """Return all fits that these numbers of poor classes need, for lengths of one class and of several."""
     alone = [Piece("alone", number, n) for number in range(max(numbers)) for n in steps]
-    joint = [Piece("joint", k, n) for k in sorted(numbers) if k > 1 for n in steps]
+    joint = [Piece("joint", k, n) for k in sorted(numbers) if k > 1 for n in joint_steps]
     return [*joint, *alone]
 
 
@@ -252,7 +252,7 @@ def comparisons(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     numbers = sorted({1, *(row["number"] for row in rows if row["kind"] == "joint")})
     for k in numbers:
         joint, alone = points_of(rows, "joint", k), points_of(rows, "alone", k)
-        if not joint or len(joint) != len(alone):
+        if not joint or not alone:
             continue
         quality = max(joint[-1].quality, alone[-1].quality)
         models = (_fits(rows, "joint", [k]) if k > 1 else _fits(rows, "alone", [0]), _fits(rows, "alone", range(k)))
@@ -302,6 +302,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder outside the repository")
     parser.add_argument("--classes", type=int, nargs="+", default=[1, 3, 10, 30], help="numbers of poor classes")
     parser.add_argument("--steps", type=int, nargs="+", default=[250, 500, 1000], help="lengths of training")
+    parser.add_argument("--joint-steps", type=int, nargs="+", help="those of several classes; default: the same")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change of the recipe")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--report", action="store_true", help="print what was measured and measure nothing")
@@ -321,7 +322,7 @@ def run_all(arguments: argparse.Namespace) -> None:
         write_data(arguments.work / "data")
     judge = Judge.of(arguments.work / "data")
     done = {(r["kind"], r["number"], r["steps"], tuple(r["set"])) for r in read_rows(arguments.results)}
-    for piece in pieces(arguments.classes, arguments.steps):
+    for piece in pieces(arguments.classes, arguments.steps, arguments.joint_steps or arguments.steps):
         if (piece.kind, piece.number, piece.steps, tuple(arguments.set)) in done:
             continue
         row = measure(piece, arguments.work, judge, arguments.set)

@@ -61,12 +61,14 @@ def test_models_alone_are_added_up_and_compared_at_equal_quality():
     assert two["alone"] == pytest.approx(2 + 2 * (100.5 - 65) / 50)
     assert two["parameters"] == [12, 20] and two["bytes"] == [48, 80]
     assert "| 2 | 65, 50 | 65 | 4, 3 | 0.85 | 12, 20 |" in classes.report_text(rows)
-    assert [row["k"] for row in classes.comparisons(rows[1:])] == [1]  # a piece of two classes is missing
+    assert [row["k"] for row in classes.comparisons(rows[:2] + rows[4:])] == [1]  # all pieces of the second are missing
+    longer = [*rows[:-2], line("joint", 2, 40, 8, {"c0": 50, "c1": 51})]
+    assert list(classes.comparisons(longer))[1]["joint"] == 8.0, "of other lengths than the models alone"
 
 
 def test_pieces_are_those_that_the_numbers_need():
-    found = classes.pieces([1, 3], [5, 9])
-    assert Counter(piece.kind for piece in found) == {"joint": 2, "alone": 6}
+    found = classes.pieces([1, 3], [5, 9], [5, 9, 20])
+    assert Counter(piece.kind for piece in found) == {"joint": 3, "alone": 6}
     names = classes.poor_names()
     assert len(names) == 30 and len(set(names)) == 30
     assert [name[-1] for name in names[:5]] == list("56789")
