@@ -35,12 +35,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from data_sets import fashion_mnist
 from PIL import Image
 from sklearn.cluster import KMeans
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 import rebalance
-from examples import fashion_mnist
 from rebalance import frechet, images
 from rebalance.config import load_recipe
 from rebalance.features import FeatureExtractor, make_extractor
