@@ -54,6 +54,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_model
+from threadpoolctl import threadpool_limits
 from translator import recipe_values
 
 from rebalance import files, frechet, images, metrics
@@ -470,6 +471,7 @@ def main() -> None:
     if not (arguments.run and arguments.classifier):
         parser.error("--run and --classifier are needed, or --report")
     torch.set_num_threads(1)
+    threadpool_limits(1)  # numpy's as well: of two that wait for each other, an eigenvalue takes 20 times as long
     settings = [load(run, arguments.classifier) for run in arguments.run]
     runs = [setting.run.fingerprint["weights"][:12] for setting in settings]
     rows: list[dict[str, Any]] = []
