@@ -250,8 +250,8 @@ class Draw:
         return grayed({"train": pool(train), "test": pool(tested)})
 
     def settings(self) -> dict[str, Any]:
-        """Return what the draw's lines depend on, without what a machine chooses."""
-        values = to_mapping(self.recipe)
+        """Return what the lines of every draw depend on, without what a machine chooses."""
+        values = to_mapping(replace(self.recipe, seed=0))
         for key in ("threads", "precision", "memory_format"):
             del values["training"][key]
         recipe = files.sha256_bytes(files.canonical_json(values).encode())

@@ -298,6 +298,7 @@ def test_a_long_tail_goes_through_all_stations_and_resumes(tmp_path, monkeypatch
     other = long_tail.Draw(protocol, 3, tmp_path / "work", replace(effort, seeds=3))
     threads = replace(protocol, overrides=(*protocol.overrides, "training.threads=2"))
     assert other.settings() != draws[0].settings() == replace(draws[0], protocol=threads).settings()
+    assert replace(draws[0], number=4).settings() == draws[0].settings(), "or no report could join them"
 
 
 def test_deep_smote_fills_classes_with_images_like_theirs_and_resumes(tmp_path):

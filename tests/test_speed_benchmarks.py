@@ -154,10 +154,12 @@ def test_a_step_that_does_not_compile_in_time_is_a_row_that_says_so():
     assert reason == "not compiled within 0 s"
     rung = {"mean_s": 1.0, "min_s": 1.0, "max_s": 1.0, "ratio_to_reference": 1.0, "gflops": 1.0}
     row = {
-        "rungs": {"reference": {**rung, "share_of_fp32_peak": 0.5, "peak_mib": None}},
+        "matmul_gflops": {"fp32": 2.0, "bf16": 4.0},
+        "rungs": {"reference": {**rung, "peak_mib": None}},
         "failed": {"compiled": reason},
     }
     assert "| compiled | not compiled within 0 s |" in train_step.table(row)
+    assert "| reference | 1000 (1000 to 1000) | 1.00 | 1 | 0.500 | 0.250 |  |" in train_step.table(row)
 
 
 def test_files_of_the_index_are_deleted_and_nobody_elses(tmp_path):
