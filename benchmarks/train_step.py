@@ -389,10 +389,9 @@ def table(row: dict[str, Any]) -> str:
         "| step | mean ms (min to max) | times faster | GFLOP | share of the peak: fp32 | bf16 | peak MiB |",
         "|---|---|---|---|---|---|---|",
     ]
-    peaks = row["matmul_gflops"]
     for name, r in row["rungs"].items():
         mean, least, most = (1000 * r[f"{which}_s"] for which in ("mean", "min", "max"))
-        shares = " | ".join(f"{r['gflops'] / r['mean_s'] / peaks[precision]:.3f}" for precision in ("fp32", "bf16"))
+        shares = " | ".join(f"{r[f'share_of_{precision}_peak']:.3f}" for precision in ("fp32", "bf16"))
         lines.append(
             f"| {name} | {mean:.0f} ({least:.0f} to {most:.0f}) | {r['ratio_to_reference']:.2f} | {r['gflops']:.0f} "
             f"| {shares} | {r['peak_mib'] or ''} |"

@@ -154,8 +154,7 @@ def test_a_step_that_does_not_compile_in_time_is_a_row_that_says_so():
     assert reason == "not compiled within 0 s"
     rung = {"mean_s": 1.0, "min_s": 1.0, "max_s": 1.0, "ratio_to_reference": 1.0, "gflops": 1.0}
     row = {
-        "matmul_gflops": {"fp32": 2.0, "bf16": 4.0},
-        "rungs": {"reference": {**rung, "peak_mib": None}},
+        "rungs": {"reference": {**rung, "share_of_fp32_peak": 0.5, "share_of_bf16_peak": 0.25, "peak_mib": None}},
         "failed": {"compiled": reason},
     }
     assert "| compiled | not compiled within 0 s |" in train_step.table(row)
