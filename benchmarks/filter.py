@@ -54,7 +54,6 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_model
-from threadpoolctl import threadpool_limits
 from translator import recipe_values
 
 from rebalance import files, frechet, images, metrics
@@ -80,6 +79,7 @@ from rebalance.filtering.image_filter import ImageFilter, Space, Verdict
 from rebalance.generation import LoadedRun, Made, Slot, Synthesizer, batches_by_model, candidate_stream, load_run
 from rebalance.influence import influence_at
 from rebalance.planning import real_features
+from rebalance.shards.workers import torch_threads
 from rebalance.training import RunDirectory
 
 RESULTS = Path(__file__).parent / "results" / "filter.jsonl"
@@ -443,6 +443,23 @@ def _ways(rows: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(row["way"] for row in rows))
 
 
+def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the lines of every run, a line about the run first."""
+    settings = [load(run, arguments.classifier) for run in arguments.run]
+    runs = [setting.run.fingerprint["weights"][:12] for setting in settings]
+    rows: list[dict[str, Any]] = []
+    what = "planted" if arguments.planted else "compared"
+    for run, setting in zip(runs, settings, strict=True):
+        values = {"recipe": recipe_values(setting.run.recipe), "seed": setting.run.recipe.seed}
+        machine = {"cores": os.cpu_count(), "torch": torch.__version__}
+        found: list[dict[str, Any]] = [{**values, "pool": POOL, "candidates": CANDIDATES, **machine}]
+        for target, seed in itertools.product(setting.test, range(arguments.seeds)):
+            found += (planted if arguments.planted else compare)(setting, target, seed)
+            print(run, target, seed, flush=True)
+        rows += [{"runs": sorted(runs), "what": what, "run": run, **row} for row in found]
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, action="append", default=[], help="several: repeat it")
@@ -470,20 +487,9 @@ def main() -> None:
         return
     if not (arguments.run and arguments.classifier):
         parser.error("--run and --classifier are needed, or --report")
-    torch.set_num_threads(1)
-    threadpool_limits(1)  # numpy's as well: of two that wait for each other, an eigenvalue takes 20 times as long
-    settings = [load(run, arguments.classifier) for run in arguments.run]
-    runs = [setting.run.fingerprint["weights"][:12] for setting in settings]
-    rows: list[dict[str, Any]] = []
-    what = "planted" if arguments.planted else "compared"
-    for run, setting in zip(runs, settings, strict=True):
-        values = {"recipe": recipe_values(setting.run.recipe), "seed": setting.run.recipe.seed}
-        machine = {"cores": os.cpu_count(), "torch": torch.__version__}
-        found: list[dict[str, Any]] = [{**values, "pool": POOL, "candidates": CANDIDATES, **machine}]
-        for target, seed in itertools.product(setting.test, range(arguments.seeds)):
-            found += (planted if arguments.planted else compare)(setting, target, seed)
-            print(run, target, seed, flush=True)
-        rows += [{"runs": sorted(runs), "what": what, "run": run, **row} for row in found]
+    # Of two threads of numpy that wait for each other beside other work, an eigenvalue takes 20 times as long.
+    with torch_threads(1):
+        rows = measure(arguments)
     _record(arguments.results or RESULTS, rows)
     print(report(rows))
 
