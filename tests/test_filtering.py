@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import safetensors.numpy
+from toys import write_classes
 
 from rebalance import class_probe, files, filtering, metrics
 from rebalance.class_probe import fit_probe, held_out_confidence
@@ -32,6 +33,7 @@ from rebalance.filtering.bank import Bank, fit_bank
 from rebalance.filtering.evidence import near_copies, texture
 from rebalance.filtering.fitting import _limit
 from rebalance.filtering.store import digest, load_filters, save_filters
+from rebalance.index import ImageIndex, build_index, carve_validation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -350,6 +352,77 @@ def test_the_methods_own_confidence_joins_the_classifier():
     assert not found.judge(low).accepted and found.judge(high).accepted
     foreign = Evidence(of_class("b", 50, 3), confidence=np.full(50, 0.99))
     assert not any(found.judge(scores).accepted for scores in found.scores(foreign)), "the classifier has its say"
+
+
+def others(own: float, n: int = 40) -> dict[str, dict]:
+    """Val images of the other classes, all with one confidence of the method."""
+    drawn = {name: of_class(name, n, 5) for name in ("a", "b", "poor")}
+    return {"others": drawn, "others_confidence": {"poor": {name: np.full(n, own) for name in ("a", "b")}}}
+
+
+def test_a_class_far_from_others_asks_for_no_more_confidence_than_tells_them_apart():
+    features, options = replace(real(), confidence={"poor": np.full(60, 0.9)}), FilterOptions((LOW_CONFIDENCE,))
+    space, pool = fit_space(features, 16, 200, 0), of_class("poor", 200, 3)
+    evidence, unsure = Evidence(pool, confidence=np.full(200, 0.9)), Evidence(pool, confidence=np.full(200, 0.02))
+
+    def limit(**known: object) -> float:
+        return fit_filter("poor", replace(features, **known), space, evidence, options, 0).image_filter.min_confidence
+
+    alone, far = limit(), limit(**others(1e-4))
+    assert alone == 0.5 and 0.01 < far < 0.1, "in the middle, in log-odds"
+    found = fit_filter("poor", replace(features, **others(1e-4)), space, evidence, options, 0).image_filter
+    assert np.mean([found.judge(scores).accepted for scores in found.scores(unsure)]) > 0.95
+    foreign = Evidence(np.concatenate([of_class(n, 200, 6) for n in "ab"]), confidence=np.full(400, 1e-4))
+    assert not any(found.judge(scores).accepted for scores in found.scores(foreign))
+    drawn = others(1e-4)
+    crowded = {**drawn["others"], "a": np.concatenate([pool[:2], drawn["others"]["a"][2:]])}
+    confident = {"poor": {"a": np.repeat([0.99, 1e-4], [2, 38]), "b": np.full(40, 1e-4)}}
+    assert limit(others=crowded, others_confidence=confident) == alone, "others come as near as its own"
+    assert limit(**others(1e-4, 10)) == alone, "20 images of others are too few"
+
+
+@pytest.mark.parametrize("n_far", [40, 4000])
+def test_classes_weigh_the_same_however_many_images_of_them_are_held_out(n_far):
+    features, options = real(), FilterOptions((LOW_CONFIDENCE,))
+    space, pool = fit_space(features, 16, 200, 0), Evidence(of_class("poor", 200, 3))
+    b = np.concatenate([of_class("poor", 2, 9), of_class("b", 38, 5)])
+    known = replace(features, others={"a": of_class("a", n_far, 5), "b": b})
+    found = fit_filter("poor", known, space, pool, options, 0).image_filter
+    assert found.min_confidence == 0.5, "2 of 40 images of one class are a fortieth of all"
+
+
+@dataclass(frozen=True)
+class RowView:
+    """Images whose features are their rows; the method's confidence is the row too."""
+
+    index: ImageIndex
+    extractor: None = None
+
+    def features(self, rows: np.ndarray) -> np.ndarray:
+        return rows[:, None].astype(np.float32)
+
+    def pixels(self, row: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def confidence(self, name: str, rows: np.ndarray) -> np.ndarray | None:
+        return rows.astype(np.float64) if name == "poor" else None
+
+
+def test_some_val_images_of_every_class_are_looked_at_for_how_sure_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(filtering.real, "_OTHERS", 20)
+    monkeypatch.setattr(filtering.real, "_texture_and_copies", lambda *of: (np.zeros(0), np.zeros(0)))
+    write_classes(tmp_path, {"a": 100, "b": 40, "poor": 40, "poorer": 20, "single": 1})
+    index = carve_validation(build_index(tmp_path), 0.2, 0)
+    targets = ("poor", "poorer")
+    found = filtering.real.real_evidence(RowView(index), Gates(FilterOptions()), targets, 0)
+    assert {name: len(rows) for name, rows in found.others.items()} == {"a": 5, "b": 5, "poor": 5, "poorer": 4}
+    for name, rows in found.others.items():
+        assert set(rows[:, 0]) <= set(index.rows("val", name))
+    assert found.others_confidence["poorer"] == {}, "a method that cannot tell"
+    assert sorted(found.others_confidence["poor"]) == ["a", "b", "poorer"]
+    np.testing.assert_array_equal(found.others_confidence["poor"]["a"], found.others["a"][:, 0])
+    without = Gates(FilterOptions((OUTLIER,)))
+    assert filtering.real.real_evidence(RowView(index), without, targets, 0).others == {}
 
 
 @pytest.mark.parametrize("n", [0, 1])

@@ -23,6 +23,8 @@ class RealFeatures:
         copies: (c, n, D) features of c near copies of each train image, see `near_copies`.
         texture: (n,) of train images, see `texture`.
         confidence: (m,) of held-out images, the method's own.
+        others: (k, D) of some val images of every class, for how sure of a class those of other classes are.
+        others_confidence: (k,) of these by the method itself, by the class that is asked for, then by their own.
     """
 
     train: Mapping[str, np.ndarray]
@@ -30,6 +32,8 @@ class RealFeatures:
     copies: Mapping[str, np.ndarray] = field(default_factory=dict)
     texture: Mapping[str, np.ndarray] = field(default_factory=dict)
     confidence: Mapping[str, np.ndarray] = field(default_factory=dict)
+    others: Mapping[str, np.ndarray] = field(default_factory=dict)
+    others_confidence: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     _unseen: dict[int, dict[str, np.ndarray]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def unseen_confidence(self, name: str, seed: int) -> np.ndarray:

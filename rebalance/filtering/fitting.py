@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 _KEPT_OF_REAL = 0.99
 _CONFIDENT_OF_REAL = 0.95
 _MOST_CONFIDENCE = 0.5
+_UNSURE_OF_OTHERS = 0.99
 _MISSED_COPIES = 0.1
 _LEAST_HELD_OUT = 30
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5)
@@ -191,6 +192,9 @@ class _Fitting:
     def min_confidence(self, own: bool) -> float:
         """The least confidence: given, or what 95% of real images reach by classifiers that have not seen them.
 
+        Where 99% of the other classes' images stay below that, it is the middle between the two, in log-odds:
+        classifiers that know few images are unsure of the next ones, even of those that nobody would mistake.
+
         Args:
             own: whether the method's own confidence is asked too; of train images, which it has seen, it counts as 1.
         """
@@ -204,32 +208,50 @@ class _Fitting:
         else:
             unseen = self.real.unseen_confidence(self.class_name, self.seed)
             unseen = np.sqrt(unseen) if own else unseen
-        odds = np.log(unseen.clip(1e-12, 1 - 1e-12)) - np.log1p(-unseen.clip(1e-12, 1 - 1e-12))
-        return min(float(1 / (1 + np.exp(_limit(-odds, _CONFIDENT_OF_REAL, 1.0)))), _MOST_CONFIDENCE)
+        reached = min(_probability(-_limit(-_log_odds(unseen), _CONFIDENT_OF_REAL, 1.0)), _MOST_CONFIDENCE)
+        of_others = self._confidence_of_others(own)
+        if of_others >= reached:
+            return reached
+        return _probability((_log_odds(reached) + _log_odds(of_others)) / 2)
+
+    def _confidence_of_others(self, own: bool) -> float:
+        """What 99% of the other classes' val images stay below, every class weighing the same; 1 where they are few."""
+        found = []
+        for name, features in self.real.others.items():
+            if name != self.class_name:
+                of_method = self.real.others_confidence[self.class_name][name] if own else None
+                found.append(confidence_of(self.space, self.class_name, features, of_method))
+        if sum(map(len, found)) < _LEAST_HELD_OUT:
+            return 1.0
+        every, weights = np.concatenate(found), np.concatenate([np.full(len(of), 1 / len(of)) for of in found])
+        order = np.argsort(every, kind="stable")
+        below = np.cumsum(weights[order]) / len(found)
+        return float(every[order][min(np.searchsorted(below, _UNSURE_OF_OTHERS - 1e-9), len(every) - 1)])
 
     def max_similarity(self) -> float:
-        """The largest similarity: given, or what that of the next held-out image to train images stays within by 99%.
+        """The largest similarity: given, or what that of the next real image to train images stays within by 99%.
 
-        With few held-out images, the largest between train images, or what most near copies reach if that is more.
+        With few held-out images, train images tell it, each by the others; what most near copies reach is allowed too.
         """
         if self.options.max_similarity is not None:
             return self.options.max_similarity
         if MEMORISED not in self.options.checks:
             return 1.0
+        allowed = -1.0
         if self._has_held_out:
             centred = from_centre(self.held_out, self.space.projection)
             nearest = self.bank.similarity(centred, product(centred, self.bank.axes))
         else:
             self._note(f"{len(self.held_out)} held-out images are too few: memorised is judged by train images")
             nearest, of_copies = self._left_out_similarities()
+            of_copies = of_copies[of_copies < _SAME_IMAGE]
             if of_copies.size:
                 # Few neighbours say little of how near real images come; what is as near as most copies is one.
-                nearest = np.append(nearest, np.quantile(of_copies, _MISSED_COPIES))
-                return float(max(nearest[nearest < _SAME_IMAGE], default=_SAME_IMAGE))
+                allowed = float(np.quantile(of_copies, _MISSED_COPIES))
         # A pair of real images that are nearly the same says nothing of the next one, so the largest sets no limit.
         nearness = -np.log1p(-nearest[nearest < _SAME_IMAGE].astype(np.float64))
         limit = _limit(nearness, _KEPT_OF_REAL, _NEARNESS_DEVIATION, at_least_largest=False)
-        return min(float(-np.expm1(-limit)), _SAME_IMAGE)
+        return min(max(float(-np.expm1(-limit)), allowed), _SAME_IMAGE)
 
     def _left_out_similarities(self) -> tuple[np.ndarray, np.ndarray]:
         """Cosines of at most 2,000 train images to the nearest of the others (m,), and to their own copies (c, m)."""
@@ -380,6 +402,16 @@ def _limit(values: np.ndarray, share: float, prior: float, at_least_largest: boo
     reach = student_quantile(share, freedom) * np.sqrt(squares / freedom * (1 + 1 / n))
     predicted = values.mean() + reach
     return float(max(values.max(), predicted) if at_least_largest else predicted)
+
+
+def _log_odds(probability: np.ndarray | float) -> np.ndarray:
+    """Log-odds of probabilities, which are told apart by six decimals, as scores are."""
+    inside = np.clip(probability, 1e-6, 1 - 1e-6)
+    return np.log(inside) - np.log1p(-inside)
+
+
+def _probability(log_odds: float | np.ndarray) -> float:
+    return float(1 / (1 + np.exp(-log_odds)))
 
 
 def _coverage(real: np.ndarray, synthetic: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -11,8 +11,12 @@ from rebalance.class_probe import most_of_a_class
 from rebalance.features import FeatureExtractor
 from rebalance.filtering.evidence import RealFeatures, near_copies, texture
 from rebalance.filtering.gates import Gates
-from rebalance.filtering.image_filter import MEMORISED
+from rebalance.filtering.image_filter import LOW_CONFIDENCE, MEMORISED
 from rebalance.index import ImageIndex
+from rebalance.metrics import at_most
+
+# Val images of all classes together, and of one at least, for what those of others look like to a class.
+_OTHERS, _LEAST_OF_OTHERS = 500, 5
 
 
 class RealView(Protocol):
@@ -38,7 +42,7 @@ def real_evidence(view: RealView, gates: Gates, targets: tuple[str, ...], seed: 
         view: how they are looked at.
         gates: what is asked.
         targets: classes to calibrate.
-        seed: seed of the draw of the other classes.
+        seed: seed of the draws of the other classes.
     """
     index = view.index
     names = [name for name in index.classes if len(index.rows("train", name)) or name in targets]
@@ -60,7 +64,26 @@ def real_evidence(view: RealView, gates: Gates, targets: tuple[str, ...], seed: 
         own = view.confidence(name, unseen) if len(unseen) else None
         if own is not None:
             confidence[name] = own
-    return RealFeatures(train, held_out, copies, textures, confidence)
+    if LOW_CONFIDENCE not in gates.images.checks:
+        return RealFeatures(train, held_out, copies, textures, confidence)
+    most = max(_LEAST_OF_OTHERS, _OTHERS // len(names))
+    drawn = {name: at_most(index.rows("val", name), most, seed, label) for label, name in enumerate(names)}
+    drawn = {name: rows for name, rows in drawn.items() if len(rows)}
+    return RealFeatures(
+        train,
+        held_out,
+        copies,
+        textures,
+        confidence,
+        others={name: view.features(rows) for name, rows in drawn.items()},
+        others_confidence={name: _confidences(view, name, drawn) for name in targets},
+    )
+
+
+def _confidences(view: RealView, target: str, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The method's own confidence that images of the other classes are of a target; nothing where it cannot tell."""
+    found = {name: view.confidence(target, of_class) for name, of_class in rows.items() if name != target}
+    return {name: confidence for name, confidence in found.items() if confidence is not None}
 
 
 def _texture_and_copies(view: RealView, rows: np.ndarray, gates: Gates) -> tuple[np.ndarray, np.ndarray]:
