@@ -22,7 +22,8 @@ candidates; then 25, 50 and 75% of 1,500 others are kept, as many for each way o
 FD is in 64 principal components of test features; `agreement` is the share that the classifier of all real images takes
 for the class. `--planted` replaces 20% of the candidates by real images of other classes, 10% by near copies of real
 train images (moved by a pixel, JPEG 90, or flipped, a third each) and 10% by images with added noise, and reports each
-reason's recall, and its precision among these and the candidates that were left alone. Lines go to
+reason's recall, its precision among these and the candidates that were left alone, the share of real test images that
+it would drop, and what the classifier of all real images says of the candidates left alone that it drops. Lines go to
 `results/filter.jsonl`, a line about each run first, in place of earlier ones of the same runs; `--report` tells of the
 runs that were measured last, and for each class and share whether `default` is within one standard error of the best
 FD, and what it covers against `random`.
@@ -88,6 +89,10 @@ COST_REAL, COST_IMAGES, COST_ROUNDS = (50, 200, 1000), 512, 5
 POOL, CANDIDATES, DIMENSIONS = 512, 1500, 64
 SHARES = (0.25, 0.5, 0.75)
 _NEIGHBOURS = 3
+_PLANTED = {
+    "recall": "recall", "precision": "precision", "real_test": "real test images dropped",
+    "left_alone": "candidates dropped", "agreement": "their agreement", "agreement_of_named": "that of those dropped",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -256,9 +261,12 @@ def planted(setting: Setting, target: str, seed: int) -> list[dict[str, Any]]:
     pixels[places[OUTLIER]] = (pixels[places[OUTLIER]] + noise).clip(0, 255).astype(np.uint8)
     features = setting.extract(pixels)
     changed = np.concatenate(list(places.values()))
-    confidences[changed] = setting.synthesizer.confidences_of(target, pixels[changed])
-    evidence = Evidence(features, texture(pixels), confidences)
-    verdicts = [found.image_filter.judge(scores) for scores in found.image_filter.scores(evidence)]
+    confidences[changed] = setting.synthesizer.confidences_of([target], pixels[changed])[target]
+    verdicts = judged(found.image_filter, Evidence(features, texture(pixels), confidences))
+    test = setting.pixels("test", target)
+    of_test = setting.synthesizer.confidences_of([target], test)[target]
+    unseen = judged(found.image_filter, Evidence(setting.test[target], texture(test), of_test))
+    agrees = classifier.predict(setting.judge, pixels) == setting.run.index.label(target)
     rows = []
     for reason, where in places.items():
         named = np.array([reason in verdict.reasons for verdict in verdicts])
@@ -267,14 +275,23 @@ def planted(setting: Setting, target: str, seed: int) -> list[dict[str, Any]]:
         hits[where] = True
         asked = hits.copy()
         asked[order[4 * n :]] = True
+        alone = asked & ~hits
         rejected = np.array([not verdict.accepted for verdict in verdicts])
         right = hits[named & asked]
         rows.append({
             "class": target, "seed": seed, "planted": reason, "n": len(where),
             "recall": float(named[where].mean()), "precision": float(right.mean()) if len(right) else None,
             "rejected": float(rejected[where].mean()),
+            "real_test": float(np.mean([reason in verdict.reasons for verdict in unseen])),
+            "left_alone": float(named[alone].mean()), "agreement": float(agrees[alone].mean()),
+            "agreement_of_named": float(agrees[alone & named].mean()) if (alone & named).any() else None,
         })  # fmt: skip
     return rows
+
+
+def judged(image_filter: ImageFilter, evidence: Evidence) -> list[Verdict]:
+    """Return the verdict on each image."""
+    return [image_filter.judge(scores) for scores in image_filter.scores(evidence)]
 
 
 def near_copy(image: np.ndarray, kind: int) -> np.ndarray:
@@ -344,7 +361,7 @@ def _filter_of(n: int, target: str, made: list[list[Made]], synthesizer: Synthes
 
 def _judged(found: ImageFilter, evidence: list[Evidence]) -> list[Verdict]:
     """Judge images batch by batch, as `generate` does."""
-    return [found.judge(scores) for of_batch in evidence for scores in found.scores(of_batch)]
+    return [verdict for of_batch in evidence for verdict in judged(found, of_batch)]
 
 
 def _processor_seconds(work: Callable[[], Any]) -> float:
@@ -431,12 +448,16 @@ def report(rows: list[dict[str, Any]]) -> str:
         f"| {c['coverage_gained_on_random']:+.3f} ± {c['coverage_gained_error']:.3f} |"
         for c in verdicts(rows)
     ]
-    lines += ["", "| class | planted | recall | precision | rejected for any reason |", "|---|---|---|---|---|"]
+    lines += ["", "| class | planted | " + " | ".join(_PLANTED.values()) + " |", "|---" * (2 + len(_PLANTED)) + "|"]
     for name, reason in sorted({(row["class"], row["planted"]) for row in rows if "planted" in row}):
         own = [r for r in rows if r.get("planted") == reason and r["class"] == name]
-        figures = (np.mean([r[key] for r in own if r[key] is not None]) for key in ("recall", "precision", "rejected"))
-        lines.append(f"| {name} | {reason} | " + " | ".join(f"{figure:.2f}" for figure in figures) + " |")
+        figures = ([r[key] for r in own if r[key] is not None] for key in _PLANTED)
+        lines.append(f"| {name} | {reason} | " + " | ".join(map(_mean_and_range, figures)) + " |")
     return "\n".join(lines)
+
+
+def _mean_and_range(values: list[float]) -> str:
+    return f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})" if values else "-"
 
 
 def _ways(rows: list[dict[str, Any]]) -> list[str]:

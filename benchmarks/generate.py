@@ -191,7 +191,7 @@ def stations(run: Path) -> dict[str, float]:
     pixels = np.stack([m.pixels for m in made])
     extractor.extract(pixels[:size])
     timed("features", lambda: [extractor.extract(pixels[b]) for b in batches])
-    timed("class_head", lambda: synthesizer.confidences_of(target, pixels))
+    timed("class_head", lambda: synthesizer.confidences_of([target], pixels))
     encoded = timed("encode", lambda: [images.encode(m.pixels, "jpg", 95) for m in made])
     samples = [{"__key__": f"{i:08d}", "jpg": data, "cls": "0", "json": {}} for i, data in enumerate(encoded)]
     timed("tar", lambda: tar_bytes(samples))

@@ -65,11 +65,11 @@ def fit_probe(train: Mapping[str, np.ndarray], seed: int) -> ClassProbe | None:
     return _fit(features, labels, names)
 
 
-def held_out_confidence(train: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
-    """Return the confidence (n,) of each class's own images by probes that have not seen them (cross-validation).
+def held_out_confidence(train: Mapping[str, np.ndarray], seed: int) -> dict[str, dict[str, np.ndarray]]:
+    """Return for each class how sure probes are of it (n,) for the images of every class, its own and the others'.
 
-    All classes share the folds, so a hundred of them cost five probes and not five hundred. A class of one image has
-    none, for without it no probe knows the class.
+    None of the probes has seen the images that it is asked of (cross-validation). All classes share the folds, so a
+    hundred of them cost five probes and not five hundred. A class of one image has none: without it no probe knows it.
 
     Args:
         train: features by class, of two classes or more.
@@ -82,11 +82,12 @@ def held_out_confidence(train: Mapping[str, np.ndarray], seed: int) -> dict[str,
         own = np.random.default_rng((seed, number)).permutation(np.flatnonzero(labels == number))
         if len(own) > 1:
             fold[own] = np.arange(len(own)) % _FOLDS
-    found = np.full(len(labels), np.nan)
+    found = np.full((len(labels), len(names)), np.nan)
     for left_out in (fold == number for number in range(_FOLDS) if (fold == number).any()):
         probe = _fit(features[~left_out], labels[~left_out], names)
-        found[left_out] = probe.probabilities(features[left_out])[np.arange(left_out.sum()), labels[left_out]]
-    return {name: found[(labels == number) & (fold >= 0)] for number, name in enumerate(names)}
+        found[left_out] = probe.probabilities(features[left_out])
+    of_class = {name: found[(labels == number) & (fold >= 0)] for number, name in enumerate(names)}
+    return {asked: {name: of[:, column] for name, of in of_class.items()} for column, asked in enumerate(names)}
 
 
 def _stacked(train: Mapping[str, np.ndarray], names: tuple[str, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -315,23 +316,41 @@ class Synthesizer:
         return model.method.has_class_head and bool(model.labels[target])
 
     @torch.inference_mode()
-    def confidences_of(self, target: str, pixels: np.ndarray) -> np.ndarray:
-        """Return the probability of a target (n,) of any images (n, H, W, C) uint8, by the model's class head."""
-        model, found = self.run.model_of(target), []
-        for first in range(0, len(pixels), self.batch):
-            chosen = pixels[first : first + self.batch]
-            stacked = np.concatenate([chosen, chosen[-1:].repeat(self.batch - len(chosen), 0)])
-            found += self._confidences(model, [target] * len(chosen), stacked)
-        return np.array(found)
+    def confidences_of(self, targets: Sequence[str], pixels: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the probability (n,) of each target that its model can tell, by the models' class heads.
+
+        Args:
+            targets: the targets.
+            pixels: any images (H, W, C) uint8, one after another; no more than a batch of them is held.
+        """
+        targets_of: dict[int, list[str]] = {}
+        for target in filter(self.knows, targets):
+            targets_of.setdefault(id(self.run.model_of(target)), []).append(target)
+        found: dict[str, list[float]] = {target: [] for of_model in targets_of.values() for target in of_model}
+        remaining = iter(pixels)
+        while found and (chosen := list(itertools.islice(remaining, self.batch))):
+            for of_model in targets_of.values():
+                model = self.run.model_of(of_model[0])
+                probabilities = self._class_probabilities(model, chosen)[: len(chosen)]
+                for target in of_model:
+                    found[target] += [_confidence(row, model.labels[target]) for row in probabilities]
+        return {target: np.array(of_target) for target, of_target in found.items()}
 
     def _confidences(self, model: Model, names: Sequence[str], pixels: np.ndarray) -> list[float]:
         """Return the probability of its class of each image of a full batch (B, H, W, C), of the first ones named."""
         if not model.method.has_class_head:
             return [-1.0] * len(names)
-        logits = model.method.class_logits(images.to_float(torch.from_numpy(pixels)).to(self.device))
-        probabilities = logits.float().softmax(1).cpu()
-        rows = zip(names, probabilities, strict=False)
-        return [round(float(row[list(model.labels[n])].sum()), 6) if model.labels[n] else -1.0 for n, row in rows]
+        rows = zip(names, self._class_probabilities(model, pixels), strict=False)
+        return [_confidence(row, model.labels[name]) if model.labels[name] else -1.0 for name, row in rows]
+
+    def _class_probabilities(self, model: Model, pixels: Sequence[np.ndarray]) -> torch.Tensor:
+        """Return the class head's probabilities (batch, translator classes) of at most a batch of images."""
+        return model.method.class_logits(self._padded(pixels)).float().softmax(1).cpu()
+
+
+def _confidence(probabilities: torch.Tensor, labels: Sequence[int]) -> float:
+    """The probability of a class by those of its translator classes."""
+    return round(float(probabilities[list(labels)].sum()), 6)
 
 
 def batches_by_model(run: LoadedRun, candidates: Sequence[Candidate], size: int) -> list[list[Candidate]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,9 +72,9 @@ class RealImages:
         """Return an image, (size_px, size_px, 3) uint8."""
         return self.look.of_real(self.index.load(row))
 
-    def confidence(self, name: str, rows: np.ndarray) -> np.ndarray | None:
-        """Return None: what made the synthetic images says nothing of real ones."""
-        return None
+    def confidences(self, names: Sequence[str], rows: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Return nothing: what made the synthetic images says nothing of real ones."""
+        return {}
 
 
 def view_for(

@@ -1,7 +1,7 @@
 """The filter of single images and the gates of classes, on features whose truth is known."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -354,41 +354,69 @@ def test_the_methods_own_confidence_joins_the_classifier():
     assert not any(found.judge(scores).accepted for scores in found.scores(foreign)), "the classifier has its say"
 
 
-def others(own: float, n: int = 40) -> dict[str, dict]:
-    """Val images of the other classes, all with one confidence of the method."""
-    drawn = {name: of_class(name, n, 5) for name in ("a", "b", "poor")}
-    return {"others": drawn, "others_confidence": {"poor": {name: np.full(n, own) for name in ("a", "b")}}}
+def limit(pool: Evidence | None = None, **known: object) -> float:
+    """The least confidence, where other classes are known."""
+    pool, features = pool or Evidence(of_class("poor", 200, 3)), replace(real(), **known)
+    space = fit_space(features, 16, 200, 0)
+    options = FilterOptions((LOW_CONFIDENCE,))
+    return fit_filter("poor", features, space, pool, options, 0).image_filter.min_confidence
+
+
+def others(near: int = 0, n: int = 40) -> dict[str, np.ndarray]:
+    """Val images of the other classes, of which some of one look like the poor class."""
+    b = np.concatenate([of_class("poor", near, 9), of_class("b", n - near, 5)])
+    return {"a": of_class("a", n, 5), "b": b, "poor": of_class("poor", n, 5)}
 
 
 def test_a_class_far_from_others_asks_for_no_more_confidence_than_tells_them_apart():
-    features, options = replace(real(), confidence={"poor": np.full(60, 0.9)}), FilterOptions((LOW_CONFIDENCE,))
-    space, pool = fit_space(features, 16, 200, 0), of_class("poor", 200, 3)
-    evidence, unsure = Evidence(pool, confidence=np.full(200, 0.9)), Evidence(pool, confidence=np.full(200, 0.02))
-
-    def limit(**known: object) -> float:
-        return fit_filter("poor", replace(features, **known), space, evidence, options, 0).image_filter.min_confidence
-
-    alone, far = limit(), limit(**others(1e-4))
-    assert alone == 0.5 and 0.01 < far < 0.1, "in the middle, in log-odds"
-    found = fit_filter("poor", replace(features, **others(1e-4)), space, evidence, options, 0).image_filter
-    assert np.mean([found.judge(scores).accepted for scores in found.scores(unsure)]) > 0.95
-    foreign = Evidence(np.concatenate([of_class(n, 200, 6) for n in "ab"]), confidence=np.full(400, 1e-4))
-    assert not any(found.judge(scores).accepted for scores in found.scores(foreign))
-    drawn = others(1e-4)
-    crowded = {**drawn["others"], "a": np.concatenate([pool[:2], drawn["others"]["a"][2:]])}
-    confident = {"poor": {"a": np.repeat([0.99, 1e-4], [2, 38]), "b": np.full(40, 1e-4)}}
-    assert limit(others=crowded, others_confidence=confident) == alone, "others come as near as its own"
-    assert limit(**others(1e-4, 10)) == alone, "20 images of others are too few"
+    assert limit() == 0.5 and limit(others=others()) < 0.3, "in the middle, in log-odds"
+    features = replace(real(), others=others())
+    found = fitted(of_class("poor", 200, 3), features)
+    foreign = np.concatenate([of_class(name, 200, 6) for name in "ab"])
+    assert share_failing(found, foreign, LOW_CONFIDENCE) > 0.98
+    assert limit(others=others(n=10)) == 0.5, "20 images of others are too few"
 
 
-@pytest.mark.parametrize("n_far", [40, 4000])
-def test_classes_weigh_the_same_however_many_images_of_them_are_held_out(n_far):
-    features, options = real(), FilterOptions((LOW_CONFIDENCE,))
-    space, pool = fit_space(features, 16, 200, 0), Evidence(of_class("poor", 200, 3))
-    b = np.concatenate([of_class("poor", 2, 9), of_class("b", 38, 5)])
-    known = replace(features, others={"a": of_class("a", n_far, 5), "b": b})
-    found = fit_filter("poor", known, space, pool, options, 0).image_filter
-    assert found.min_confidence == 0.5, "2 of 40 images of one class are a fortieth of all"
+@pytest.mark.parametrize(("near", "expected"), [(3, False), (4, True)])
+def test_the_nearest_class_decides_by_nine_in_ten_of_its_images(near, expected):
+    known = others(near)
+    for number in range(60):
+        known[f"far {number}"] = of_class("a", 40, number)
+    train = {name: of_class("a", 5, 1) for name in known if name.startswith("far")}
+    train |= real().train
+    assert (limit(train=train, others=known) == limit(train=train)) == expected, "4 of 40"
+
+
+def test_a_class_without_val_images_is_asked_by_classifiers_that_have_not_seen_it():
+    twin = {**real().train, "twin": of_class("poor", 9, 8)}
+    known = {name: of_class(name, 40, 5) for name in "ab"}
+    assert limit(train=twin, others=known) == limit(train=twin), "it looks like this one"
+    far = {**real().train, "far": of_class("a", 9, 8)}
+    assert limit(train=far, others=known) < limit(train=far)
+    single = {**real().train, "single": of_class("poor", 1, 8)}
+    assert limit(train=single, others=known) < limit(train=single), "without it no classifier knows it"
+
+
+def test_the_methods_confidence_in_others_joins_the_classifiers():
+    pool = Evidence(of_class("poor", 200, 3), confidence=np.full(200, 0.9))
+    known, confidence = others(), {"poor": np.full(60, 0.9)}
+
+    def by_method(value: float) -> dict[str, dict[str, np.ndarray]]:
+        return {"poor": {name: np.full(40, value) for name in known}}
+
+    sure, unsure = (limit(pool, confidence=confidence, others=known, others_confidence=by_method(v)) for v in (1, 1e-4))
+    assert unsure < sure / 3 < 0.5
+    assert limit(pool, confidence=confidence, others=known) == 0.5, "what is not there is not asked"
+
+
+def test_a_limit_on_similarity_is_that_of_the_next_image_where_few_are_held_out():
+    train, pool = {**real().train, "poor": of_class("poor", 40, 1)}, of_class("poor", 400, 3)
+    far = train["poor"] + 5 * np.random.default_rng(0).standard_normal((40, D)).astype(np.float32)
+    without, beside = (fitted(pool, RealFeatures(train, {}, c)).max_similarity for c in ({}, {"poor": far[None]}))
+    assert beside == pytest.approx(without, abs=1e-4), "copies that are like nothing change nothing"
+    centred = train["poor"] - fit_space(real(), 16, 200, 0).projection.centre
+    unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    assert without > (unit @ unit.T - 2 * np.eye(40)).max(), "more than the largest of so few"
 
 
 @dataclass(frozen=True)
@@ -404,8 +432,8 @@ class RowView:
     def pixels(self, row: int) -> np.ndarray:
         raise NotImplementedError
 
-    def confidence(self, name: str, rows: np.ndarray) -> np.ndarray | None:
-        return rows.astype(np.float64) if name == "poor" else None
+    def confidences(self, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: rows.astype(np.float64) for name in names if name == "poor"}
 
 
 def test_some_val_images_of_every_class_are_looked_at_for_how_sure_they_are(tmp_path, monkeypatch):
@@ -418,11 +446,11 @@ def test_some_val_images_of_every_class_are_looked_at_for_how_sure_they_are(tmp_
     assert {name: len(rows) for name, rows in found.others.items()} == {"a": 5, "b": 5, "poor": 5, "poorer": 4}
     for name, rows in found.others.items():
         assert set(rows[:, 0]) <= set(index.rows("val", name))
-    assert found.others_confidence["poorer"] == {}, "a method that cannot tell"
-    assert sorted(found.others_confidence["poor"]) == ["a", "b", "poorer"]
-    np.testing.assert_array_equal(found.others_confidence["poor"]["a"], found.others["a"][:, 0])
-    without = Gates(FilterOptions((OUTLIER,)))
-    assert filtering.real.real_evidence(RowView(index), without, targets, 0).others == {}
+    assert list(found.others_confidence) == ["poor"], "of the other class the method cannot tell"
+    for name, rows in found.others.items():
+        np.testing.assert_array_equal(found.others_confidence["poor"][name], rows[:, 0])
+    for without in (FilterOptions((OUTLIER,)), FilterOptions(min_confidence=0.3)):
+        assert filtering.real.real_evidence(RowView(index), Gates(without), targets, 0).others == {}
 
 
 @pytest.mark.parametrize("n", [0, 1])
@@ -537,7 +565,9 @@ def test_confidence_of_unseen_images_comes_from_probes_without_them():
     rng = np.random.default_rng(0)
     noise = {"a": rng.standard_normal((40, 400)), "b": rng.standard_normal((40, 400))}
     seen = fit_probe(noise, 0).confidence(noise["a"], "a")
-    unseen = held_out_confidence(noise, 0)["a"]
+    found = held_out_confidence(noise, 0)
+    unseen = found["a"]["a"]
+    np.testing.assert_allclose(found["a"]["b"] + found["b"]["b"], 1)
     assert len(unseen) == 40 and seen.mean() > unseen.mean() + 0.15 and 0.3 < unseen.mean() < 0.7
 
 
@@ -545,7 +575,7 @@ def test_one_set_of_probes_tells_the_unseen_confidence_of_all_classes(monkeypatc
     fits = []
     monkeypatch.setattr(class_probe, "_fit", lambda *of, fit=class_probe._fit: fits.append(of) or fit(*of))
     features = RealFeatures({"a": of_class("a", 30, 1), "one": of_class("b", 1, 1), "poor": of_class("poor", 7, 1)}, {})
-    found = {name: features.unseen_confidence(name, 0) for name in features.train}
+    found = {name: features.unseen_confidence(name, name, 0) for name in features.train}
     assert len(fits) == 5 and {name: len(of) for name, of in found.items()} == {"a": 30, "one": 0, "poor": 7}
     assert np.isfinite(found["poor"]).all() and found["poor"].mean() > 0.5
 

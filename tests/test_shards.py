@@ -448,6 +448,25 @@ def test_style_codes_are_the_same_whoever_asks_first(run):
     assert not torch.equal(everything[0], everything[1])
 
 
+def test_the_class_heads_tell_all_their_targets_at_once_and_no_others(run):
+    loaded = load_run(RunDirectory(run), None, torch.device("cpu"))
+    synthesizer, (model,) = Synthesizer(loaded, torch.device("cpu")), loaded.models
+    synthesizer.batch = 4
+    rows = loaded.index.rows("train", "a").tolist()[:10]
+    classify, asked = model.method.class_logits, []
+    model.method.class_logits = lambda images: asked.append(len(images)) or classify(images)
+    found = synthesizer.confidences_of(("poor", "rare"), map(synthesizer.load, rows))
+    assert asked == [4, 4, 4], "batches of one shape, once for both"
+    assert list(found) == ["poor", "rare"] and all(len(of) == 10 for of in found.values())
+    expected = classify(synthesizer._padded([synthesizer.load(row) for row in rows[8:]])).softmax(1)
+    for name, of in found.items():
+        of_labels = expected[:2, list(model.labels[name])].sum(1)
+        np.testing.assert_allclose(of[8:], of_labels.detach(), atol=1e-6)
+    assert not np.array_equal(found["poor"], found["rare"])
+    model.labels["rare"] = ()
+    assert list(synthesizer.confidences_of(("rare", "poor"), [])) == ["poor"]
+
+
 def test_a_source_is_kept_once_it_is_decoded(run, tmp_path, monkeypatch):
     decode, decoded = ImageIndex.square, Counter()
     monkeypatch.setattr(ImageIndex, "square", lambda *given: decoded.update([given[1]]) or decode(*given))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
@@ -123,11 +123,10 @@ class RunView:
         """Return an image, (H, W, C) uint8."""
         return self.synthesizer.load(row)
 
-    def confidence(self, name: str, rows: np.ndarray) -> np.ndarray | None:
-        """Return the probability (n,) of their class by the run's class head; None where it cannot tell."""
-        if not self.synthesizer.knows(name):
-            return None
-        return self.synthesizer.confidences_of(name, np.stack([self.synthesizer.load(row) for row in rows.tolist()]))
+    def confidences(self, names: Sequence[str], rows: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Return the probability (n,) of each class that the run's class heads can tell."""
+        pixels = (self.synthesizer.load(row) for row in rows.tolist())
+        return self.synthesizer.confidences_of(names, pixels)
 
 
 def _candidate_pool(run: LoadedRun, synthesizer: Synthesizer, target: str, key: str) -> Iterator[Made]:

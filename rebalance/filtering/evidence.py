@@ -23,7 +23,7 @@ class RealFeatures:
         copies: (c, n, D) features of c near copies of each train image, see `near_copies`.
         texture: (n,) of train images, see `texture`.
         confidence: (m,) of held-out images, the method's own.
-        others: (k, D) of some val images of every class, for how sure of a class those of other classes are.
+        others: (k, D) of some val images of every class that has any, for how sure of a class those of others are.
         others_confidence: (k,) of these by the method itself, by the class that is asked for, then by their own.
     """
 
@@ -34,18 +34,21 @@ class RealFeatures:
     confidence: Mapping[str, np.ndarray] = field(default_factory=dict)
     others: Mapping[str, np.ndarray] = field(default_factory=dict)
     others_confidence: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
-    _unseen: dict[int, dict[str, np.ndarray]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _unseen: dict[int, dict[str, dict[str, np.ndarray]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
-    def unseen_confidence(self, name: str, seed: int) -> np.ndarray:
-        """Return the confidence of a class's train images by classifiers that have not seen them; found once for all.
+    def unseen_confidence(self, name: str, of: str, seed: int) -> np.ndarray:
+        """Return how sure of a class (n,) classifiers are that have not seen the images; found once for all.
 
         Args:
-            name: the class; there must be another.
+            name: the class that is asked for; there must be another.
+            of: the class of the train images.
             seed: seed of the folds.
         """
         if seed not in self._unseen:
             self._unseen[seed] = held_out_confidence(self.train, seed)
-        return self._unseen[seed][name]
+        return self._unseen[seed][name][of]
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 _KEPT_OF_REAL = 0.99
 _CONFIDENT_OF_REAL = 0.95
 _MOST_CONFIDENCE = 0.5
-_UNSURE_OF_OTHERS = 0.99
+_UNSURE_OF_OTHERS = 0.9
 _MISSED_COPIES = 0.1
 _LEAST_HELD_OUT = 30
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5)
@@ -107,9 +107,10 @@ def fit_filter(
         raise InputError(
             f"class {class_name!r} has too few real images for a filter", value=len(train), allowed="2 or more"
         )
-    for features in (train, held_out, pool.features):
+    own = [(class_name, features) for features in (train, held_out, pool.features)]
+    for name, features in (*own, *real.others.items()):
         if not np.isfinite(features).all():
-            raise InputError(f"features of class {class_name!r} contain values that are not finite")
+            raise InputError(f"features of class {name!r} contain values that are not finite")
     fitting = _Fitting(class_name, real, train, held_out, space, options, seed)
     mean, precision, max_distance = fitting.distance()
     without_influence = ImageFilter(
@@ -192,7 +193,7 @@ class _Fitting:
     def min_confidence(self, own: bool) -> float:
         """The least confidence: given, or what 95% of real images reach by classifiers that have not seen them.
 
-        Where 99% of the other classes' images stay below that, it is the middle between the two, in log-odds:
+        Where nine in ten images of every other class stay below that, it is the middle between the two, in log-odds:
         classifiers that know few images are unsure of the next ones, even of those that nobody would mistake.
 
         Args:
@@ -206,27 +207,39 @@ class _Fitting:
             of_method = self.real.confidence.get(self.class_name) if own else None
             unseen = confidence_of(self.space, self.class_name, self.held_out, of_method)
         else:
-            unseen = self.real.unseen_confidence(self.class_name, self.seed)
-            unseen = np.sqrt(unseen) if own else unseen
+            unseen = self._unseen_confidence(self.class_name, own)
         reached = min(_probability(-_limit(-_log_odds(unseen), _CONFIDENT_OF_REAL, 1.0)), _MOST_CONFIDENCE)
         of_others = self._confidence_of_others(own)
         if of_others >= reached:
             return reached
         return _probability((_log_odds(reached) + _log_odds(of_others)) / 2)
 
+    def _unseen_confidence(self, of: str, own: bool) -> np.ndarray:
+        """How sure of this class one is for train images of a class, by classifiers that have not seen them."""
+        unseen = self.real.unseen_confidence(self.class_name, of, self.seed)
+        return np.sqrt(unseen) if own else unseen
+
     def _confidence_of_others(self, own: bool) -> float:
-        """What 99% of the other classes' val images stay below, every class weighing the same; 1 where they are few."""
+        """What nine in ten images of the most similar other class stay below; 1 where it is not known.
+
+        They are val images, or train images by classifiers that have not seen them where a class has no others; one of
+        a single image says nothing.
+        """
+        by_method = self.real.others_confidence.get(self.class_name)
+        if not self.real.others or (own and by_method is None):
+            return 1.0
         found = []
-        for name, features in self.real.others.items():
-            if name != self.class_name:
-                of_method = self.real.others_confidence[self.class_name][name] if own else None
-                found.append(confidence_of(self.space, self.class_name, features, of_method))
+        for name in self.real.train:
+            if name == self.class_name:
+                continue
+            if name in self.real.others:
+                of_method = by_method[name] if own else None
+                found.append(confidence_of(self.space, self.class_name, self.real.others[name], of_method))
+            elif len(self.real.train[name]) > 1:
+                found.append(self._unseen_confidence(name, own))
         if sum(map(len, found)) < _LEAST_HELD_OUT:
             return 1.0
-        every, weights = np.concatenate(found), np.concatenate([np.full(len(of), 1 / len(of)) for of in found])
-        order = np.argsort(every, kind="stable")
-        below = np.cumsum(weights[order]) / len(found)
-        return float(every[order][min(np.searchsorted(below, _UNSURE_OF_OTHERS - 1e-9), len(every) - 1)])
+        return max(float(np.sort(of)[min(_rank(len(of), _UNSURE_OF_OTHERS), len(of)) - 1]) for of in found)
 
     def max_similarity(self) -> float:
         """The largest similarity: given, or what that of the next real image to train images stays within by 99%.

@@ -5,8 +5,8 @@ An image has no FID, but it has an *influence* on one, and there is other eviden
     outlier         its Mahalanobis distance is beyond that of 99% of the real images, each seen from all the others, or
                     it is rougher or smoother than they are, which deep features hardly see
     low_confidence  its class is less sure than that of 95% of the class's real images, to the method (where it can
-                    tell) and a classifier of real images together; of a class that others come nowhere near, less is
-                    asked
+                    tell) and a classifier of real images together; or, where images of the most similar other class
+                    are less sure than that, than the middle between the two
     memorised       it is more similar to a train image, or to that moved, flipped or compressed, than 99% of the
                     held-out real images are
     influence       keeping it takes the set's Fréchet distance up by more than the threshold allows
