@@ -222,8 +222,8 @@ class _Fitting:
     def _confidence_of_others(self, own: bool) -> float:
         """What nine in ten images of the most similar other class stay below; 1 where it is not known.
 
-        They are val images, or train images by classifiers that have not seen them where a class has no others; one of
-        a single image says nothing.
+        They are val images; of a class without any, train images by classifiers that have not seen them. A class of a
+        single image says nothing.
         """
         by_method = self.real.others_confidence.get(self.class_name)
         if not self.real.others or (own and by_method is None):

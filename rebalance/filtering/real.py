@@ -82,10 +82,8 @@ def _confidences(
     view: RealView, targets: Sequence[str], rows: Mapping[str, np.ndarray]
 ) -> dict[str, dict[str, np.ndarray]]:
     """The method's own confidence that images of any class are of a target, all in one go."""
-    found, ends = (
-        view.confidences(targets, np.concatenate([*rows.values()])),
-        np.cumsum([len(r) for r in rows.values()]),
-    )
+    found = view.confidences(targets, np.concatenate([*rows.values()]))
+    ends = np.cumsum([len(of_class) for of_class in rows.values()])
     return {name: dict(zip(rows, np.split(of_all, ends[:-1]), strict=True)) for name, of_all in found.items()}
 
 
