@@ -323,17 +323,16 @@ class Synthesizer:
             targets: the targets.
             pixels: any images (H, W, C) uint8, one after another; no more than a batch of them is held.
         """
-        targets_of: dict[int, list[str]] = {}
-        for target in filter(self.knows, targets):
-            targets_of.setdefault(id(self.run.model_of(target)), []).append(target)
-        found: dict[str, list[float]] = {target: [] for of_model in targets_of.values() for target in of_model}
+        known = list(filter(self.knows, targets))
+        of_models = [(model, [t for t in known if self.run.model_of(t) is model]) for model in self.run.models]
+        found: dict[str, list[float]] = {target: [] for target in known}
         remaining = iter(pixels)
-        while found and (chosen := list(itertools.islice(remaining, self.batch))):
-            for of_model in targets_of.values():
-                model = self.run.model_of(of_model[0])
-                probabilities = self._class_probabilities(model, chosen)[: len(chosen)]
-                for target in of_model:
-                    found[target] += [_confidence(row, model.labels[target]) for row in probabilities]
+        while known and (chosen := list(itertools.islice(remaining, self.batch))):
+            for model, own in of_models:
+                if own:
+                    probabilities = self._class_probabilities(model, chosen)[: len(chosen)]
+                    for target in own:
+                        found[target] += [_confidence(row, model.labels[target]) for row in probabilities]
         return {target: np.array(of_target) for target, of_target in found.items()}
 
     def _confidences(self, model: Model, names: Sequence[str], pixels: np.ndarray) -> list[float]:

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from rebalance.filtering import (
 )
 from rebalance.filtering.bank import Bank, fit_bank
 from rebalance.filtering.evidence import near_copies, texture
-from rebalance.filtering.fitting import _limit
+from rebalance.filtering.limits import limit_of_next
 from rebalance.filtering.store import digest, load_filters, save_filters
 from rebalance.index import ImageIndex, build_index, carve_validation
 
@@ -126,9 +127,9 @@ def test_few_real_images_do_not_make_outliers_of_the_next_ones(n, per_class):
 @pytest.mark.parametrize("n", [2, 5, 20, 40, 98, 99, 300])
 def test_a_limit_holds_for_the_next_value(n):
     rng = np.random.default_rng(n)
-    above = [np.mean(rng.standard_normal(200) > _limit(rng.standard_normal(n), 0.99, 1.0)) for _ in range(200)]
+    above = [np.mean(rng.standard_normal(200) > limit_of_next(rng.standard_normal(n), 0.99, 1.0)) for _ in range(200)]
     assert 0.001 < np.mean(above) < 0.016, "1% of the next values, on average over what the limit was set by"
-    heavy = [np.mean(rng.standard_t(4, 200) > _limit(rng.standard_t(4, n), 0.99, 1.0)) for _ in range(200)]
+    heavy = [np.mean(rng.standard_t(4, 200) > limit_of_next(rng.standard_t(4, n), 0.99, 1.0)) for _ in range(200)]
     assert np.mean(heavy) < 0.035
 
 
@@ -424,13 +425,13 @@ class RowView:
     """Images whose features are their rows; the method's confidence is the row too."""
 
     index: ImageIndex
-    extractor: None = None
+    extractor: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(batch=32))
 
     def features(self, rows: np.ndarray) -> np.ndarray:
         return rows[:, None].astype(np.float32)
 
     def pixels(self, row: int) -> np.ndarray:
-        raise NotImplementedError
+        return np.zeros((4, 4, 3), np.uint8)
 
     def confidences(self, names: Sequence[str], rows: np.ndarray) -> dict[str, np.ndarray]:
         return {name: rows.astype(np.float64) for name in names if name == "poor"}
@@ -438,18 +439,17 @@ class RowView:
 
 def test_some_val_images_of_every_class_are_looked_at_for_how_sure_they_are(tmp_path, monkeypatch):
     monkeypatch.setattr(filtering.real, "_OTHERS", 20)
-    monkeypatch.setattr(filtering.real, "_texture_and_copies", lambda *of: (np.zeros(0), np.zeros(0)))
     write_classes(tmp_path, {"a": 100, "b": 40, "poor": 40, "poorer": 20, "single": 1})
     index = carve_validation(build_index(tmp_path), 0.2, 0)
     targets = ("poor", "poorer")
-    found = filtering.real.real_evidence(RowView(index), Gates(FilterOptions()), targets, 0)
+    found = filtering.real.real_evidence(RowView(index), Gates(FilterOptions((LOW_CONFIDENCE,))), targets, 0)
     assert {name: len(rows) for name, rows in found.others.items()} == {"a": 5, "b": 5, "poor": 5, "poorer": 4}
     for name, rows in found.others.items():
         assert set(rows[:, 0]) <= set(index.rows("val", name))
     assert list(found.others_confidence) == ["poor"], "of the other class the method cannot tell"
     for name, rows in found.others.items():
         np.testing.assert_array_equal(found.others_confidence["poor"][name], rows[:, 0])
-    for without in (FilterOptions((OUTLIER,)), FilterOptions(min_confidence=0.3)):
+    for without in (FilterOptions((OUTLIER,)), FilterOptions((LOW_CONFIDENCE,), min_confidence=0.3)):
         assert filtering.real.real_evidence(RowView(index), Gates(without), targets, 0).others == {}
 
 

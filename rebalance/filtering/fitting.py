@@ -32,6 +32,7 @@ from rebalance.filtering.image_filter import (
     from_centre,
     mahalanobis,
 )
+from rebalance.filtering.limits import limit_of_next, log_odds_of, probability_of, rank_of_next
 from rebalance.influence import Influence, influence_among_kept
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,6 @@ _SAME_IMAGE = 1 - 1e-6
 # Of -log(1 - cosine) of real images to the nearest other one; 0.3 to 0.4 for shirts, sneakers, bags and boots.
 _NEARNESS_DEVIATION = 0.35
 _MOST_LEFT_OUT = 2000
-_PRIOR_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class _Fitting:
         """Mean and precision of the real images, and the distance within which 99% lie, each seen from the others."""
         whitened = self.space.projection.apply(self.train) @ self.space.whitening
         n, mean = len(whitened), whitened.mean(0)
-        if OUTLIER in self.options.checks and _rank(n, _KEPT_OF_REAL) > n:
+        if OUTLIER in self.options.checks and rank_of_next(n, _KEPT_OF_REAL) > n:
             self._note(f"{n} train images are too few to count: the limits on outliers are predicted")
         centred = whitened - mean
         _, shrinkage = ledoit_wolf(centred, assume_centered=True)
@@ -167,7 +167,7 @@ class _Fitting:
         left_out = np.sqrt((n / (n - 1)) ** 2 * own / (1 - taken * own).clip(min=1e-6))
         # A Gaussian's distances in d dimensions have a logarithm with a deviation of about 1 / sqrt(2 d).
         logs = np.log(left_out.clip(min=1e-12))
-        return mean, precision, float(np.exp(_limit(logs, _KEPT_OF_REAL, 1 / np.sqrt(2 * len(mean)))))
+        return mean, precision, float(np.exp(limit_of_next(logs, _KEPT_OF_REAL, 1 / np.sqrt(2 * len(mean)))))
 
     def texture(self) -> tuple[float, ...]:
         """Mean and largest deviation of the real images' texture: what 99% keep, seen from the others, or 3 sigma."""
@@ -178,7 +178,7 @@ class _Fitting:
         deviation = np.sort(np.abs(of_train - mean)) * n / (n - 1)
         # Student's interval of the next image; wide where few say how much images vary.
         by_sigma = sigma * max(3.0, np.sqrt(1 + 1 / n) * student_quantile((1 + _KEPT_OF_REAL) / 2, n - 1))
-        return mean, float(max(deviation[min(_rank(n, _KEPT_OF_REAL), n) - 1], by_sigma, 1e-3))
+        return mean, float(max(deviation[min(rank_of_next(n, _KEPT_OF_REAL), n) - 1], by_sigma, 1e-3))
 
     @cached_property
     def _centred(self) -> np.ndarray:
@@ -208,11 +208,11 @@ class _Fitting:
             unseen = confidence_of(self.space, self.class_name, self.held_out, of_method)
         else:
             unseen = self._unseen_confidence(self.class_name, own)
-        reached = min(_probability(-_limit(-_log_odds(unseen), _CONFIDENT_OF_REAL, 1.0)), _MOST_CONFIDENCE)
+        reached = min(probability_of(-limit_of_next(-log_odds_of(unseen), _CONFIDENT_OF_REAL, 1.0)), _MOST_CONFIDENCE)
         of_others = self._confidence_of_others(own)
         if of_others >= reached:
             return reached
-        return _probability((_log_odds(reached) + _log_odds(of_others)) / 2)
+        return probability_of((log_odds_of(reached) + log_odds_of(of_others)) / 2)
 
     def _unseen_confidence(self, of: str, own: bool) -> np.ndarray:
         """How sure of this class one is for train images of a class, by classifiers that have not seen them."""
@@ -239,7 +239,7 @@ class _Fitting:
                 found.append(self._unseen_confidence(name, own))
         if sum(map(len, found)) < _LEAST_HELD_OUT:
             return 1.0
-        return max(float(np.sort(of)[min(_rank(len(of), _UNSURE_OF_OTHERS), len(of)) - 1]) for of in found)
+        return max(float(np.sort(of)[min(rank_of_next(len(of), _UNSURE_OF_OTHERS), len(of)) - 1]) for of in found)
 
     def max_similarity(self) -> float:
         """The largest similarity: given, or what that of the next real image to train images stays within by 99%.
@@ -263,7 +263,7 @@ class _Fitting:
                 allowed = float(np.quantile(of_copies, _MISSED_COPIES))
         # A pair of real images that are nearly the same says nothing of the next one, so the largest sets no limit.
         nearness = -np.log1p(-nearest[nearest < _SAME_IMAGE].astype(np.float64))
-        limit = _limit(nearness, _KEPT_OF_REAL, _NEARNESS_DEVIATION, at_least_largest=False)
+        limit = limit_of_next(nearness, _KEPT_OF_REAL, _NEARNESS_DEVIATION, at_least_largest=False)
         return min(max(float(-np.expm1(-limit)), allowed), _SAME_IMAGE)
 
     def _left_out_similarities(self) -> tuple[np.ndarray, np.ndarray]:
@@ -386,45 +386,6 @@ def class_moments(space: Space, features: np.ndarray) -> frechet.Moments:
     covariance, _ = ledoit_wolf((small - mean) @ space.whitening, assume_centered=True)
     back = np.linalg.inv(space.whitening)
     return frechet.Moments(mean, frechet.positive_definite(back @ covariance @ back), len(small))
-
-
-def _rank(n: int, share: float) -> int:
-    """The rank among n values that the next one exceeds with probability 1 - share at most; above n for few values."""
-    return int(np.ceil((n + 1) * share - 1e-9))
-
-
-def _limit(values: np.ndarray, share: float, prior: float, at_least_largest: bool = True) -> float:
-    """What the next value stays below with a probability of `share`, having seen n of its kind.
-
-    Where n is too small for the order of the values to say it, Student's prediction says it: a quantile of few values
-    lies too low. The deviation is held towards a known one, as if eight more values had it.
-
-    Args:
-        values: (n,), about Gaussian.
-        share: the probability.
-        prior: that deviation.
-        at_least_largest: whether a prediction is no less than the largest value.
-    """
-    n, rank = len(values), _rank(len(values), share)
-    if rank <= n:
-        return float(np.sort(values)[rank - 1])
-    if n == 0:
-        return np.inf
-    squares = np.square(values - values.mean()).sum() + _PRIOR_IMAGES * prior**2
-    freedom = n - 1 + _PRIOR_IMAGES
-    reach = student_quantile(share, freedom) * np.sqrt(squares / freedom * (1 + 1 / n))
-    predicted = values.mean() + reach
-    return float(max(values.max(), predicted) if at_least_largest else predicted)
-
-
-def _log_odds(probability: np.ndarray | float) -> np.ndarray:
-    """Log-odds of probabilities, which are told apart by six decimals, as scores are."""
-    inside = np.clip(probability, 1e-6, 1 - 1e-6)
-    return np.log(inside) - np.log1p(-inside)
-
-
-def _probability(log_odds: float | np.ndarray) -> float:
-    return float(1 / (1 + np.exp(-log_odds)))
 
 
 def _coverage(real: np.ndarray, synthetic: np.ndarray) -> float:
