@@ -352,7 +352,8 @@ def test_a_study_compares_arms_and_keeps_what_it_found(done, real):
 
 def test_the_tuned_balance_is_the_best_on_val_and_never_sees_test(done):
     candidates = [arm for arm in done.arms if arm.name == done.best or "filtered" in arm.name]
-    assert done.tuned.val.mean == max(arm.val.mean for arm in candidates)
+    assert done.tuned.val.mean == max(arm.val.mean for arm in candidates), "none has the usual share"
+    assert done.tuned.arm in done.tuned.undecided and {arm.name for arm in candidates} >= set(done.tuned.undecided)
     written = rebalance.files.read_sealed_json(done.results / study.TUNED)
     assert written["balance"] == done.tuned.balance
     assert all(written["balance"][name] == 6 + n for name, n in written["synthetic"].items())
@@ -401,25 +402,65 @@ def test_more_seeds_of_some_arms_count_where_there_is_something_to_choose():
     assert seeds_to_choose_over({amount: 5, weighted: 3}) == 3
 
 
-def outcome(right: int, val_loss: float, synthetic: int = 0) -> Outcome:
-    """Of two val images a class, so many right of the first class, all of the second."""
-    val, drawn = np.array([[right, 2 - right], [0, 2]]), np.array([2, 2])
+def outcome(right: int, val_loss: float = 0.3, synthetic: int = 0, n: int = 2) -> Outcome:
+    """Of n val images a class, so many right of the first class, all of the second."""
+    val, drawn = np.array([[right, n - right], [0, n]]), np.array([2, 2])
     amounts = Amounts(drawn, np.array([0, synthetic]), np.array([0.5, 0.5]), np.array([0.0, 0.5 * (synthetic > 0)]))
     return Outcome(Confusion(val, val, val_loss, 0.1), amounts)
 
 
+class ValOf(Material):
+    """A study's material of which only the val images of all seeds together are known."""
+
+    def n_val(self, seeds: int) -> np.ndarray:
+        return self.n_real
+
+
+def summary_of(trials: dict[str, list[Outcome]], n_val: int) -> Summary:
+    """Trials of two classes, of which val has so many images."""
+    material = ValOf(("a", "b"), (1,), np.array([n_val, n_val]), {}, np.zeros(0), {}, None, ())
+    return Summary(material, {parse_arms([name], ())[0]: of for name, of in trials.items()}, 1)
+
+
 def test_of_arms_that_are_equal_on_val_the_surer_one_is_chosen_in_any_order():
-    material = Material(("a", "b"), (1,), np.array([2, 2]), {}, np.zeros(0), {}, None, ())
-    plain, weighted = Arm("plain"), Arm("weighted")
-    few, many = (Arm("weighted", synthetic="filtered", multiple=multiple) for multiple in (1.0, 2.0))
     trials = {
-        plain: [outcome(2, 0.3)], weighted: [outcome(2, 0.2)], few: [outcome(2, 0.15, 2)], many: [outcome(2, 0.1, 4)]
+        "plain": [outcome(2, 0.3)], "weighted": [outcome(2, 0.2)],
+        "weighted+filtered+x1": [outcome(2, 0.15, 2)], "weighted+filtered+x2": [outcome(2, 0.1, 4)],
     }  # fmt: skip
     for order in itertools.permutations(trials):
-        summary = Summary(material, {arm: trials[arm] for arm in order}, 1)
-        assert summary.best_on_val() == weighted and summary.tuned(weighted).arm == many.name
-    summary = Summary(material, trials | {plain: [outcome(2, 0.1)], many: [outcome(1, 0.01, 4)]}, 1)
-    assert summary.best_on_val() == plain and summary.tuned(weighted).arm == few.name, "accuracy counts first"
+        summary = summary_of({name: trials[name] for name in order}, 2)
+        assert summary.best_on_val().name == "weighted"
+        assert summary.tuned(Arm("weighted")).arm == "weighted+filtered+x2"
+    changed = {"plain": [outcome(2, 0.1)], "weighted+filtered+x2": [outcome(1, 0.01, 4)]}
+    summary = summary_of(trials | changed, 2)
+    assert summary.best_on_val().name == "plain"
+    assert summary.tuned(Arm("weighted")).arm == "weighted+filtered+x1", "accuracy counts first"
+
+
+def test_where_val_cannot_tell_the_usual_arm_and_share_are_chosen():
+    best, usual = "oversampling+augment", "oversampling+augment+filtered+x2+share=0.3"
+    more, other = "oversampling+augment+filtered+x5+share=0.3", "oversampling+augment+filtered+x1"
+
+    def trials(n: int) -> dict[str, list[Outcome]]:
+        right = {"plain": 0.96, best: 0.95, usual: 0.95, more: 0.93, other: 0.96}
+        return {name: [outcome(round(share * n), n=n)] for name, share in right.items()}
+
+    few, many = (summary_of(trials(n), n) for n in (100, 10_000))
+    assert few.best_on_val().name == best and few.tuned(Arm("oversampling", True)).arm == usual
+    assert set(few.tuned(Arm("oversampling", True)).undecided) == {other, usual, best}
+    assert many.best_on_val().name == "plain" and many.tuned(Arm("oversampling", True)).arm == other
+    without = summary_of({name: of for name, of in trials(100).items() if name not in (usual, more)}, 100)
+    assert without.tuned(Arm("oversampling", True)).arm == other, "without the usual share the best of all"
+
+
+def test_the_standard_error_is_that_of_the_images_of_val_and_not_of_its_seeds():
+    one = summary_of({"plain": [outcome(75, n=100)]}, 100)
+    again = Summary(one.material, {Arm("plain"): [outcome(75, n=100)] * 9}, 9)
+    tenfold = summary_of({"plain": [outcome(75, n=100)]}, 1000)
+    expected = math.sqrt(0.75 * 0.25 / 100 + 0.5 / 101 * 100.5 / 101 / 100) / 2
+    assert one.standard_error(Arm("plain")) == pytest.approx(expected, rel=0.02)
+    assert again.standard_error(Arm("plain")) == one.standard_error(Arm("plain"))
+    assert tenfold.standard_error(Arm("plain")) == pytest.approx(expected / math.sqrt(10), rel=0.05)
 
 
 def test_loss_on_val_counts_every_class_the_same():

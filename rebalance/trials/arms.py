@@ -15,7 +15,7 @@ PLAIN, WEIGHTED, OVERSAMPLING, MIXUP, SMOTE = REMEDIES = ("plain", "weighted", "
 """What can be done about imbalance without new images."""
 
 BEST = "best"
-"""Stands for the cheap arm with the best balanced accuracy on val."""
+"""Stands for the cheap arm that val chooses."""
 
 FILTERED, UNFILTERED, CONTROL = SYNTHETIC = ("filtered", "unfiltered", "control")
 """Synthetic images: those of the output; unfiltered ones of the same run; the output's with translations of rich
@@ -82,6 +82,11 @@ class Arm:
     def resolved(self, best: Arm) -> Arm:
         """Return the arm with the best cheap one in the place of `BEST`."""
         return replace(self, remedy=best.remedy, augment=best.augment) if self.remedy == BEST else self
+
+
+USUAL, USUAL_SHARE = Arm(OVERSAMPLING, augment=True), 0.3
+"""The cheap arm, and the share of synthetic images on top of it, that are chosen where val cannot tell: the safest ones
+on the long tails of `benchmarks/long_tail.py`."""
 
 
 def multiple_text(multiple: float) -> str:

@@ -64,6 +64,11 @@ class Material:
             pools[origin] = self.pools[origin].kept(~np.isin(made_from, ids).any(1))
         return pools
 
+    def n_val(self, seeds: int) -> np.ndarray:
+        """Return how many images (classes,) of each class are val in one of the first seeds."""
+        held = np.unique(np.concatenate([self.held_out.ids(seed) for seed in range(seeds)]))
+        return self.pools[REAL].kept(np.isin(self.real_ids, held)).counts
+
     def amounts(self, arm: Arm, pools: Mapping[str, Pool] | None = None) -> Amounts:
         """Decide how an arm draws from the pools of a seed, or from all synthetic images and the run's train."""
         n_real = self.n_real if pools is None else pools[TRAIN].counts

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rebalance.trials.arms import BEST, FILTERED, Arm
+from rebalance.trials.arms import BEST, FILTERED, USUAL, USUAL_SHARE, Arm
 from rebalance.trials.figures import SCALARS, Figures, Spread, figures, spread
 from rebalance.trials.material import Material
 from rebalance.trials.trial_files import Outcome
@@ -51,10 +51,11 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The balance with the best balanced accuracy on val; of equal ones, that with the smaller loss.
+    """The balance that val chooses, see `Summary.tuned`.
 
     Attributes:
         arm: the arm.
+        undecided: the arms that val cannot tell from its best one, which it was chosen from.
         balance: final images of each class that gets synthetic ones; empty where none help.
         synthetic: how many of them are synthetic.
         shares: the share of the class's mass that they should get.
@@ -65,6 +66,7 @@ class Tuned:
     """
 
     arm: str
+    undecided: tuple[str, ...]
     balance: dict[str, int]
     synthetic: dict[str, int]
     shares: dict[str, float]
@@ -83,7 +85,7 @@ class Downstream:
         classes: the classes, in label order.
         poor: those that have synthetic images.
         seeds: seeds that choices are made over, `best`, `baseline` and `tuned`, among the arms that have as many.
-        best: the cheap arm with the best balanced accuracy on val, which `best` stands for; "" without cheap arms.
+        best: the cheap arm that val chooses, which `best` stands for; "" without cheap arms.
         baseline: the cheap arm with the best balanced accuracy on test, which arms are compared with; "" without.
         arms: every arm that the folder has trials of, those asked for first.
         tuned: the balance to choose; None where no arm can tell.
@@ -162,8 +164,9 @@ class Summary:
         return [arm for arm, outcomes in self.trials.items() if len(outcomes) >= self.seeds]
 
     def best_on_val(self) -> Arm | None:
-        """The cheap arm with the best mean balanced accuracy on val; None without."""
-        return max(self._cheap(), key=self._on_val, default=None)
+        """The usual cheap arm, unless val can tell that another is better, then that; None without cheap arms."""
+        undecided = self._undecided(self._cheap())
+        return USUAL if USUAL in undecided else max(undecided, key=self._on_val, default=None)
 
     def baseline(self) -> Arm | None:
         """The cheap arm with the best mean on test: the hardest to beat; None without."""
@@ -176,6 +179,27 @@ class Summary:
     def _cheap(self) -> list[Arm]:
         """Those that can be chosen, by name, so that the same one is in every call."""
         return sorted((arm for arm in self._compared if arm.cheap), key=lambda arm: arm.name)
+
+    def _undecided(self, arms: Sequence[Arm]) -> list[Arm]:
+        """Return the arms within one standard error of the best on val (Breiman et al., 1984), in the same order."""
+        best = max(arms, key=self._on_val, default=None)
+        if best is None:
+            return []
+        least = self._on_val(best)[0] - self.standard_error(best)
+        return [arm for arm in arms if self._on_val(arm)[0] >= least]
+
+    def standard_error(self, arm: Arm) -> float:
+        """The standard error of an arm's balanced accuracy on val that comes of how few images val has.
+
+        Each class's is that of a share of its images, with half an image more on either side, so that a class of one
+        image that is right is not taken for known.
+        """
+        n = self.material.n_val(self.seeds)
+        taken = np.sum([of_seed.confusion.val for of_seed in self.trials[arm][: self.seeds]], axis=0)
+        seen = taken.sum(1) > 0
+        recalls = np.diag(taken)[seen] / taken.sum(1)[seen]
+        smoothed = (recalls * n[seen] + 0.5) / (n[seen] + 1)
+        return float(np.sqrt((smoothed * (1 - smoothed) / n[seen]).sum()) / seen.sum())
 
     def _on_val(self, arm: Arm) -> tuple[float, float]:
         """What arms are ordered by: balanced accuracy, which few images leave equal, and then how sure they are."""
@@ -225,18 +249,25 @@ class Summary:
         )
 
     def tuned(self, best: Arm | None) -> Tuned | None:
-        """Choose, on val alone, among the best cheap arm and what filtered images make of it."""
+        """Choose, on val alone, among the best cheap arm and what filtered images make of it.
+
+        Of the arms that val cannot tell from the best, the best one with the usual share, or, without, of all; the
+        smaller loss decides between equal ones.
+        """
         if best is None:
             return None
         arms = [arm for arm in self._compared if arm == best or _builds_on(arm, best)]
         if arms == [best]:
             return None
         arms.sort(key=lambda arm: (int(self.trials[arm][0].amounts.synthetic.sum()), arm.name))
-        chosen = max(arms, key=self._on_val)
+        undecided = self._undecided(arms)
+        usual = [arm for arm in undecided if arm.share == USUAL_SHARE]
+        chosen = max(usual or undecided, key=self._on_val)
         synthetic, shares = self._amounts(chosen)
         n_real = {name: int(self.material.n_real[self.material.classes.index(name)]) for name in synthetic}
         return Tuned(
             arm=chosen.name,
+            undecided=tuple(arm.name for arm in undecided),
             balance={name: n_real[name] + n for name, n in synthetic.items()},
             synthetic=synthetic,
             shares=shares,
