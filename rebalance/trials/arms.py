@@ -85,8 +85,8 @@ class Arm:
 
 
 USUAL, USUAL_SHARE = Arm(OVERSAMPLING, augment=True), 0.3
-"""The cheap arm, and the share of synthetic images on top of it, that are chosen where val cannot tell: the safest ones
-on the long tails of `benchmarks/long_tail.py`."""
+"""The cheap arm, and the share of synthetic images on top of it, that can be chosen where val cannot tell: the safest
+ones on the long tails of `benchmarks/long_tail.py`."""
 
 
 def multiple_text(multiple: float) -> str:

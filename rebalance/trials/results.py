@@ -251,8 +251,8 @@ class Summary:
     def tuned(self, best: Arm | None) -> Tuned | None:
         """Choose, on val alone, among the best cheap arm and what filtered images make of it.
 
-        Of the arms that val cannot tell from the best, the best one with the usual share, or, without, of all; the
-        smaller loss decides between equal ones.
+        Where val cannot tell that other arms are better, only the cheap arm and those with the usual share are asked,
+        or, without any, all that it cannot tell apart; then the best on val, of equal ones that with the smaller loss.
         """
         if best is None:
             return None
@@ -261,7 +261,7 @@ class Summary:
             return None
         arms.sort(key=lambda arm: (int(self.trials[arm][0].amounts.synthetic.sum()), arm.name))
         undecided = self._undecided(arms)
-        usual = [arm for arm in undecided if arm.share == USUAL_SHARE]
+        usual = [arm for arm in undecided if arm.cheap or arm.share == USUAL_SHARE]
         chosen = max(usual or undecided, key=self._on_val)
         synthetic, shares = self._amounts(chosen)
         n_real = {name: int(self.material.n_real[self.material.classes.index(name)]) for name in synthetic}
