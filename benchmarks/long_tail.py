@@ -11,6 +11,9 @@ with other draws may run beside each other in one work folder, each with `--set 
 complete, a line that says what was chosen and one for each trial, with its confusion matrices on val and test, go to
 `results/long_tail.jsonl`; the report is made from them.
 
+What is taken where val cannot tell arms apart (`rebalance.trials.arms.SAFE`) was learned from the first five draws, so
+they cannot prove it.
+
     gap closure   (the arm chosen on val - the arm without synthetic images with the best mean on test)
                   / (all real data, augmented if that arm is - that arm), of balanced accuracy on test, draw by draw
 
@@ -48,7 +51,7 @@ from rebalance.devices import DEVICES, choose_device, cpu_count
 from rebalance.index import build_index, carve_validation
 from rebalance.trials import DEFAULT, MULTIPLES, Downstream
 from rebalance.trials.amounts import amounts
-from rebalance.trials.arms import PLAIN, Arm
+from rebalance.trials.arms import PLAIN, SAFE, SAFE_SHARE, Arm
 from rebalance.trials.classifier import Trial, loop_options
 from rebalance.trials.pools import Mixture, Pool, grayed
 from rebalance.trials.study import STUDY
@@ -257,6 +260,7 @@ class Draw:
         recipe = files.sha256_bytes(files.canonical_json(values).encode())
         effort = {"seeds": self.effort.seeds, "deep_smote_steps": self.effort.deep_smote_steps}
         effort |= {"arms": list(self.effort.arms), "multiples": list(self.effort.multiples)}
+        effort |= {"safe": [SAFE.name, SAFE_SHARE]}
         return {"recipe": recipe, "counts": list(self.protocol.counts), "final": self.protocol.final, **effort}
 
 

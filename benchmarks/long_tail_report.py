@@ -31,8 +31,8 @@ _BALANCED = "balanced_accuracy"
 class Report:
     """What the lines of one data set say, draws being the sample.
 
-    A draw's best cheap arm on val counts as `best` too, and arms on top of it as `best+...`, so that draws whose best
-    arms differ can be compared.
+    The cheap arm that val chose in a draw counts as `best` too, and arms on top of it as `best+...`, so that draws that
+    chose different ones can be compared.
     """
 
     lines: Sequence[dict[str, Any]]
@@ -96,7 +96,7 @@ class Report:
 
     @functools.cached_property
     def pooled(self) -> str:
-        """The choice on the val images of all draws together: the best cheap arms, or one amount on top of them."""
+        """The best on the val images of all draws together: `best`, or one amount on top of it."""
         amounts = [name for name, _ in self.curve(FILTERED)]
         return max([BEST, *amounts], key=lambda arm: self._mean(arm, "val"))
 
@@ -173,7 +173,7 @@ class Report:
             *self._arm_table(), "", *self._curve_table(), "", *self._class_table(), "",
             f"gap closure {closed}, {len(self.draws)} draws, against {self.baseline} and {self.full_data}",
             f"chosen: {chosen}; the best on the curve is {100 * self.regret:.1f} points above the choices",
-            f"chosen on val of all draws together: {self.pooled}, gap closure {pooled}",
+            f"best on val of all draws together: {self.pooled}, gap closure {pooled}",
             f"met: {met}",
         ]  # fmt: skip
         return "\n".join(lines)
@@ -208,7 +208,7 @@ class Report:
 
 
 def _names_of(arm: str, best: str) -> list[str]:
-    """Return an arm's name, and what it is called where it is, or is on top of, a draw's best cheap arm."""
+    """Return an arm's name, and what it is called where it is, or is on top of, a draw's `best`."""
     if arm == best:
         return [arm, BEST]
     rest = arm.removeprefix(f"{best}+")

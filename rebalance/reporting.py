@@ -309,15 +309,15 @@ def _tuned_lines(study: Downstream) -> list[str]:
             "no balance could be chosen: it takes the best arm without synthetic images, and that with filtered ones"
         ]
     gain = f"({_interval(study.tuned.val_gain)} on val against best, {study.tuned.seeds} seeds)"
-    alike = len(study.tuned.undecided) - 1
-    beside = f"; val cannot tell it from {alike} other arms" if alike else ""
+    alike = len(study.tuned.undecided)
+    among = f"; arms within one standard error of the best on val: {alike}" if alike > 1 else ""
     if not study.tuned.balance:
-        return [f"tuned on val: {study.tuned.arm}; no number of synthetic images did better{beside}"]
+        return [f"tuned on val: {study.tuned.arm}; no number of synthetic images was clearly better{among}"]
     amounts = ", ".join(
         f"{name!r} {n} synthetic beside {study.tuned.n_real[name]} real (share {study.tuned.shares[name]:.2f})"
         for name, n in study.tuned.synthetic.items()
     )
-    return [f"tuned on val: {study.tuned.arm} {gain}: {amounts}{beside}"]
+    return [f"tuned on val: {study.tuned.arm} {gain}: {amounts}{among}"]
 
 
 _TITLES = ("real", "synthetic", "its source", "its reference")

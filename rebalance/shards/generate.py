@@ -246,7 +246,7 @@ def _tuned(run: LoadedRun) -> dict[str, int]:
         )
     balance = files.read_sealed_json(path)["balance"]
     if not balance:
-        raise InputError("--balance tuned: no number of synthetic images helped the classifier on val")
+        raise InputError("--balance tuned: no number of synthetic images was clearly better for the classifier on val")
     return balance
 
 

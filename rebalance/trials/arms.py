@@ -80,13 +80,13 @@ class Arm:
         return not self.synthetic
 
     def resolved(self, best: Arm) -> Arm:
-        """Return the arm with the best cheap one in the place of `BEST`."""
+        """Return the arm with a cheap one in the place of `BEST`."""
         return replace(self, remedy=best.remedy, augment=best.augment) if self.remedy == BEST else self
 
 
-USUAL, USUAL_SHARE = Arm(OVERSAMPLING, augment=True), 0.3
-"""The cheap arm, and the share of synthetic images on top of it, that can be chosen where val cannot tell: the safest
-ones on the long tails of `benchmarks/long_tail.py`."""
+SAFE, SAFE_SHARE = Arm(OVERSAMPLING, augment=True), 0.3
+"""The cheap arm, and the share of synthetic images on top of it, that are taken where val cannot tell: what did no harm
+on the long tails of `benchmarks/long_tail.py`."""
 
 
 def multiple_text(multiple: float) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rebalance.trials.arms import BEST, FILTERED, USUAL, USUAL_SHARE, Arm
+from rebalance.trials.arms import BEST, FILTERED, SAFE, SAFE_SHARE, Arm
 from rebalance.trials.figures import SCALARS, Figures, Spread, figures, spread
 from rebalance.trials.material import Material
 from rebalance.trials.trial_files import Outcome
@@ -55,14 +55,14 @@ class Tuned:
 
     Attributes:
         arm: the arm.
-        undecided: the arms that val cannot tell from its best one, which it was chosen from.
-        balance: final images of each class that gets synthetic ones; empty where none help.
+        undecided: the arms within one standard error of the best on val.
+        balance: final images of each class that gets synthetic ones; empty where none are chosen.
         synthetic: how many of them are synthetic.
         shares: the share of the class's mass that they should get.
         n_real: real train images of these classes.
         seeds: seeds that it was chosen over.
         val: its balanced accuracy on val.
-        val_gain: its paired difference to the best cheap arm.
+        val_gain: its paired difference to the cheap arm that val chooses.
     """
 
     arm: str
@@ -164,9 +164,9 @@ class Summary:
         return [arm for arm, outcomes in self.trials.items() if len(outcomes) >= self.seeds]
 
     def best_on_val(self) -> Arm | None:
-        """The usual cheap arm, unless val can tell that another is better, then that; None without cheap arms."""
+        """`SAFE`, unless another cheap arm is more than a standard error better on val; without it, the best on val."""
         undecided = self._undecided(self._cheap())
-        return USUAL if USUAL in undecided else max(undecided, key=self._on_val, default=None)
+        return SAFE if SAFE in undecided else max(undecided, key=self._on_val, default=None)
 
     def baseline(self) -> Arm | None:
         """The cheap arm with the best mean on test: the hardest to beat; None without."""
@@ -189,22 +189,25 @@ class Summary:
         return [arm for arm in arms if self._on_val(arm)[0] >= least]
 
     def standard_error(self, arm: Arm) -> float:
-        """The standard error of an arm's balanced accuracy on val that comes of how few images val has.
+        """The standard error of an arm's balanced accuracy on val, of few images and of few seeds.
 
-        Each class's is that of a share of its images, with half an image more on either side, so that a class of one
-        image that is right is not taken for known.
+        A class's part is that of a share of its images, with half an image more on either side, so that a class of one
+        image that is right is not taken for known. Where every seed has val images of its own, the spread over seeds
+        counts them a second time.
         """
         n = self.material.n_val(self.seeds)
-        taken = np.sum([of_seed.confusion.val for of_seed in self.trials[arm][: self.seeds]], axis=0)
-        seen = taken.sum(1) > 0
-        recalls = np.diag(taken)[seen] / taken.sum(1)[seen]
+        confusion = np.sum([of_seed.confusion.val for of_seed in self.trials[arm][: self.seeds]], axis=0)
+        seen = n > 0
+        recalls = np.diag(confusion)[seen] / confusion.sum(1)[seen]
         smoothed = (recalls * n[seen] + 0.5) / (n[seen] + 1)
-        return float(np.sqrt((smoothed * (1 - smoothed) / n[seen]).sum()) / seen.sum())
+        of_images = np.sqrt((smoothed * (1 - smoothed) / n[seen]).sum()) / seen.sum()
+        of_seeds = np.std(self.val(arm), ddof=1) / np.sqrt(self.seeds) if self.seeds > 1 else 0.0
+        return float(np.hypot(of_images, of_seeds))
 
-    def _on_val(self, arm: Arm) -> tuple[float, float]:
+    def _on_val(self, *arms: Arm) -> tuple[float, float]:
         """What arms are ordered by: balanced accuracy, which few images leave equal, and then how sure they are."""
-        losses = [of_seed.confusion.val_loss for of_seed in self.trials[arm][: self.seeds]]
-        return round(float(np.mean(self.val(arm))), 9), -float(np.mean(losses))
+        losses = [of_seed.confusion.val_loss for arm in arms for of_seed in self.trials[arm][: self.seeds]]
+        return round(float(np.mean([self.val(arm) for arm in arms])), 9), -float(np.mean(losses))
 
     def val(self, arm: Arm) -> list[float]:
         """Balanced accuracy on val, by the seeds that choices are made over."""
@@ -251,8 +254,8 @@ class Summary:
     def tuned(self, best: Arm | None) -> Tuned | None:
         """Choose, on val alone, among the best cheap arm and what filtered images make of it.
 
-        Where val cannot tell that other arms are better, only the cheap arm and those with the usual share are asked,
-        or, without any, all that it cannot tell apart; then the best on val, of equal ones that with the smaller loss.
+        Within one standard error of the best on val it is an arm with `SAFE_SHARE` if these are together no worse there
+        than the cheap one, else that; further from it, the best. Of equal ones it is that with the smaller loss.
         """
         if best is None:
             return None
@@ -261,8 +264,11 @@ class Summary:
             return None
         arms.sort(key=lambda arm: (int(self.trials[arm][0].amounts.synthetic.sum()), arm.name))
         undecided = self._undecided(arms)
-        usual = [arm for arm in undecided if arm.cheap or arm.share == USUAL_SHARE]
-        chosen = max(usual or undecided, key=self._on_val)
+        safe = [arm for arm in arms if arm.share == SAFE_SHARE]
+        if best in undecided and (not safe or self._on_val(*safe) < self._on_val(best)):
+            chosen = best
+        else:
+            chosen = max([arm for arm in safe if arm in undecided] or undecided, key=self._on_val)
         synthetic, shares = self._amounts(chosen)
         n_real = {name: int(self.material.n_real[self.material.classes.index(name)]) for name in synthetic}
         return Tuned(

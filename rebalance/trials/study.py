@@ -160,7 +160,7 @@ def _arms(
 def _check_best(wanted: Sequence[Arm], there: Sequence[Arm]) -> None:
     """Check that there is a cheap arm for `BEST` to stand for."""
     if any(arm.remedy == BEST for arm in wanted) and not any(arm.cheap for arm in (*wanted, *there)):
-        raise InputError("--arms: best is the best of the arms without synthetic images", remedy="Name some")
+        raise InputError("--arms: best stands for one of the arms without synthetic images", remedy="Name some")
 
 
 @contextlib.contextmanager
