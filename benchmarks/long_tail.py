@@ -59,6 +59,8 @@ from rebalance.trials.trial_files import TRIALS, Outcome, TrialFiles
 from rebalance.views import View
 
 RESULTS = Path(__file__).parent / "results" / "long_tail.jsonl"
+ARMS = (*DEFAULT, "oversampling+filtered+x5+share=0.3", "oversampling+filtered+xfull+share=0.3")
+"""The usual ones, and synthetic images in the place of the augmentation."""
 DEEP_ARMS = {"plain+filtered+xfull": DEEP_SMOTE, "plain+augment+filtered+xfull": DEEP_SMOTE + AUGMENTED}
 """What DeepSMOTE's images, which fill up every class, are trained with, and how it is called."""
 FULL_ARMS = {"plain": FULL_DATA, "plain+augment": FULL_DATA + AUGMENTED}
@@ -133,7 +135,7 @@ class Effort:
 
     seeds: int = 3
     deep_smote_steps: int = 2000
-    arms: tuple[str, ...] = DEFAULT
+    arms: tuple[str, ...] = ARMS
     multiples: tuple[str, ...] = MULTIPLES
     workers: int = 1
     device: str = "cpu"

@@ -189,14 +189,18 @@ class Report:
             yield f"| {arm}{' *' if arm == self.baseline else ''} | {' | '.join(cells)} |"
 
     def _curve_table(self) -> Iterator[str]:
-        """Balanced accuracy against the number of synthetic images, as the paired difference to `best`."""
-        yield "| on top of best | times the real images | balanced accuracy vs best |"
-        yield "|---|---|---|"
-        for synthetic in (FILTERED, "unfiltered"):
-            for name, arm in self.curve(synthetic):
-                gain = spread(np.subtract(self.values(name, _BALANCED), self.values(BEST, _BALANCED)).tolist())
-                kind = replace(arm, multiple=None).name.partition("+")[2]
-                yield f"| {kind} | {multiple_text(arm.multiple or FULL)} | {_signed(gain)} |"
+        """Balanced accuracy with synthetic images, by their number, as the paired difference to the remedy alone."""
+        yield "| on top of | synthetic images | times the real ones | balanced accuracy vs the remedy alone |"
+        yield "|---|---|---|---|"
+        rows = []
+        for name, arm in self._parsed():
+            remedy = BEST if arm.remedy == BEST else Arm(arm.remedy, arm.augment).name
+            if arm.synthetic and remedy in self._figures:
+                gain = spread(np.subtract(self.values(name, _BALANCED), self.values(remedy, _BALANCED)).tolist())
+                kind = replace(arm, multiple=None).name.removeprefix(f"{remedy}+")
+                rows.append((remedy, kind, arm.multiple or FULL, _signed(gain)))
+        for remedy, kind, multiple, gain in sorted(rows):
+            yield f"| {remedy} | {kind} | {multiple_text(multiple)} | {gain} |"
 
     def _class_table(self) -> Iterator[str]:
         """Recall by class."""
