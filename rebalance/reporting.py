@@ -310,7 +310,7 @@ def _tuned_lines(study: Downstream) -> list[str]:
         ]
     gain = f"({_interval(study.tuned.val_gain)} on val against best, {study.tuned.seeds} seeds)"
     alike = len(study.tuned.undecided)
-    among = f"; arms within one standard error of the best on val: {alike}" if alike > 1 else ""
+    among = f"; val cannot tell the best {alike} arms apart" if alike > 1 else ""
     if not study.tuned.balance:
         return [f"tuned on val: {study.tuned.arm}; no number of synthetic images was clearly better{among}"]
     amounts = ", ".join(

@@ -55,7 +55,7 @@ class Tuned:
 
     Attributes:
         arm: the arm.
-        undecided: the arms within one standard error of the best on val.
+        undecided: the arms that val cannot tell from the best on it: their difference is within its standard error.
         balance: final images of each class that gets synthetic ones; empty where none are chosen.
         synthetic: how many of them are synthetic.
         shares: the share of the class's mass that they should get.
@@ -164,7 +164,7 @@ class Summary:
         return [arm for arm, outcomes in self.trials.items() if len(outcomes) >= self.seeds]
 
     def best_on_val(self) -> Arm | None:
-        """`SAFE`, unless another cheap arm is more than a standard error better on val; without it, the best on val."""
+        """`SAFE`, unless val can tell that another cheap arm is better; without it, the best on val."""
         undecided = self._undecided(self._cheap())
         return SAFE if SAFE in undecided else max(undecided, key=self._on_val, default=None)
 
@@ -181,12 +181,15 @@ class Summary:
         return sorted((arm for arm in self._compared if arm.cheap), key=lambda arm: arm.name)
 
     def _undecided(self, arms: Sequence[Arm]) -> list[Arm]:
-        """Return the arms within one standard error of the best on val (Breiman et al., 1984), in the same order."""
+        """Return the arms whose difference to the best on val is within its standard error, in the same order.
+
+        After Breiman et al. (1984); the two arms count as independent, because trials do not keep single images.
+        """
         best = max(arms, key=self._on_val, default=None)
         if best is None:
             return []
-        least = self._on_val(best)[0] - self.standard_error(best)
-        return [arm for arm in arms if self._on_val(arm)[0] >= least]
+        accuracy, error = self._on_val(best)[0], self.standard_error(best)
+        return [arm for arm in arms if accuracy - self._on_val(arm)[0] <= np.hypot(error, self.standard_error(arm))]
 
     def standard_error(self, arm: Arm) -> float:
         """The standard error of an arm's balanced accuracy on val, of few images and of few seeds.
@@ -254,8 +257,8 @@ class Summary:
     def tuned(self, best: Arm | None) -> Tuned | None:
         """Choose, on val alone, among the best cheap arm and what filtered images make of it.
 
-        Within one standard error of the best on val it is an arm with `SAFE_SHARE` if these are together no worse there
-        than the cheap one, else that; further from it, the best. Of equal ones it is that with the smaller loss.
+        Of the arms that val cannot tell from the best it is one with `SAFE_SHARE` if these are together no worse on val
+        than the cheap one, else that; without either, the best on val. The smaller loss decides between equal ones.
         """
         if best is None:
             return None
