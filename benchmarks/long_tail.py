@@ -306,9 +306,10 @@ def measure(draw: Draw) -> list[dict[str, Any]]:
     deep_study = clock.time("study of DeepSMOTE", lambda: draw.deep_study(deep))
     full = clock.time("all real data", draw.full_data)
     lines = trial_lines(found.results, seeds) + trial_lines(deep_study.results, seeds, DEEP_ARMS) + full
+    notes = [note.replace(f"{draw.place}/", "") for note in found.notes]
     summary = {
         "best": found.best, "tuned": found.tuned.arm if found.tuned else found.best, "poor": list(draw.protocol.poor),
-        "minutes": clock.minutes, "notes": list(found.notes), "classifier": found.chosen, "torch": torch.__version__,
+        "minutes": clock.minutes, "notes": notes, "classifier": found.chosen, "torch": torch.__version__,
         "cores": os.cpu_count(), "device": str(choose_device(draw.effort.device)), "settings": draw.settings(),
     }  # fmt: skip
     return [summary, *lines]
