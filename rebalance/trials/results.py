@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ class Summary:
         image that is right is not taken for known. Where every seed has val images of its own, the spread over seeds
         counts them a second time.
         """
-        n = self.material.n_val(self.seeds)
+        n = self._n_val
         confusion = np.sum([of_seed.confusion.val for of_seed in self.trials[arm][: self.seeds]], axis=0)
         seen = n > 0
         recalls = np.diag(confusion)[seen] / confusion.sum(1)[seen]
@@ -206,6 +207,10 @@ class Summary:
         of_images = np.sqrt((smoothed * (1 - smoothed) / n[seen]).sum()) / seen.sum()
         of_seeds = np.std(self.val(arm), ddof=1) / np.sqrt(self.seeds) if self.seeds > 1 else 0.0
         return float(np.hypot(of_images, of_seeds))
+
+    @cached_property
+    def _n_val(self) -> np.ndarray:
+        return self.material.n_val(self.seeds)
 
     def _on_val(self, *arms: Arm) -> tuple[float, float]:
         """What arms are ordered by: balanced accuracy, which few images leave equal, and then how sure they are."""
