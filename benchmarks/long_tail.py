@@ -260,10 +260,11 @@ class Draw:
         for key in ("threads", "precision", "memory_format"):
             del values["training"][key]
         recipe = files.sha256_bytes(files.canonical_json(values).encode())
-        effort = {"seeds": self.effort.seeds, "deep_smote_steps": self.effort.deep_smote_steps}
-        effort |= {"arms": list(self.effort.arms), "multiples": list(self.effort.multiples)}
-        effort |= {"safe": [SAFE.name, SAFE_SHARE]}
-        return {"recipe": recipe, "counts": list(self.protocol.counts), "final": self.protocol.final, **effort}
+        return {
+            "recipe": recipe, "counts": list(self.protocol.counts), "final": self.protocol.final,
+            "seeds": self.effort.seeds, "deep_smote_steps": self.effort.deep_smote_steps,
+            "arms": list(self.effort.arms), "multiples": list(self.effort.multiples), "safe": [SAFE.name, SAFE_SHARE],
+        }  # fmt: skip
 
 
 def trial_lines(study: Path, seeds: range, names: Mapping[str, str] | None = None) -> list[dict[str, Any]]:

@@ -97,15 +97,16 @@ class Report:
     @functools.cached_property
     def pooled(self) -> str:
         """The best on the val images of all draws together: `best`, or one amount on top of it."""
-        amounts = [name for name, _ in self.curve(FILTERED)]
+        amounts = [name for name, _ in self.curve]
         return max([BEST, *amounts], key=lambda arm: self._mean(arm, "val"))
 
-    def curve(self, synthetic: str) -> list[tuple[str, Arm]]:
-        """Return the arms on top of `best` with synthetic images of an origin, late ones left out, fewest first."""
+    @functools.cached_property
+    def curve(self) -> list[tuple[str, Arm]]:
+        """The arms on top of `best` with filtered images, late ones left out, fewest first."""
         found = [
             (name, arm)
             for name, arm in self._parsed()
-            if arm.remedy == BEST and arm.synthetic == synthetic and not arm.late
+            if arm.remedy == BEST and arm.synthetic == FILTERED and not arm.late
         ]
         return sorted(found, key=lambda pair: (pair[1].share or 1.0, pair[1].multiple or FULL))
 
@@ -131,7 +132,7 @@ class Report:
     @property
     def regret(self) -> float:
         """By how much the best mean on the curve of filtered images is above that of the choices, on test."""
-        return max(self._mean(arm) for arm in (BEST, *(name for name, _ in self.curve(FILTERED)))) - self._mean(CHOSEN)
+        return max(self._mean(arm) for arm in (BEST, *(name for name, _ in self.curve))) - self._mean(CHOSEN)
 
     def met(self) -> dict[str, bool]:
         """Return what is to be shown, and whether it is."""

@@ -23,6 +23,10 @@ classes beside them, so that being synthetic says nothing of the class."""
 
 _AUGMENT, _LATE, _SHARE, _TIMES = "augment", "late", "share=", "x"
 FULL = math.inf
+SAFE_SHARE = 0.3
+"""The share of synthetic images that is taken where val cannot tell: it did no harm on the long tails of
+`benchmarks/long_tail.py`."""
+
 CHEAP = (
     "plain",
     "plain+augment",
@@ -38,7 +42,7 @@ DEFAULT = (
     "plain+augment+filtered+xfull",
     "best+unfiltered",
     "best+filtered",
-    "best+filtered+share=0.3",
+    f"best+filtered+share={SAFE_SHARE}",
     "best+filtered+xfull+late",
     "best+control+xfull",
 )
@@ -84,9 +88,8 @@ class Arm:
         return replace(self, remedy=best.remedy, augment=best.augment) if self.remedy == BEST else self
 
 
-SAFE, SAFE_SHARE = Arm(OVERSAMPLING, augment=True), 0.3
-"""The cheap arm, and the share of synthetic images on top of it, that are taken where val cannot tell: what did no harm
-on the long tails of `benchmarks/long_tail.py`."""
+SAFE = Arm(OVERSAMPLING, augment=True)
+"""The cheap arm that is taken where val cannot tell, and `SAFE_SHARE` on top of it."""
 
 
 def multiple_text(multiple: float) -> str:

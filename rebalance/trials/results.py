@@ -52,7 +52,7 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The balance that val chooses, see `Summary.tuned`.
+    """The balance that val chooses.
 
     Attributes:
         arm: the arm.
@@ -260,11 +260,7 @@ class Summary:
         )
 
     def tuned(self, best: Arm | None) -> Tuned | None:
-        """Choose, on val alone, among the best cheap arm and what filtered images make of it.
-
-        Of the arms that val cannot tell from the best it is one with `SAFE_SHARE` if these are together no worse on val
-        than the cheap one, else that; without either, the best on val. The smaller loss decides between equal ones.
-        """
+        """Choose, on val alone, among the cheap arm `best` and what filtered images make of it."""
         if best is None:
             return None
         arms = [arm for arm in self._compared if arm == best or _builds_on(arm, best)]
@@ -272,11 +268,7 @@ class Summary:
             return None
         arms.sort(key=lambda arm: (int(self.trials[arm][0].amounts.synthetic.sum()), arm.name))
         undecided = self._undecided(arms)
-        safe = [arm for arm in arms if arm.share == SAFE_SHARE]
-        if best in undecided and (not safe or self._on_val(*safe) < self._on_val(best)):
-            chosen = best
-        else:
-            chosen = max([arm for arm in safe if arm in undecided] or undecided, key=self._on_val)
+        chosen = self._amount(arms, undecided, best)
         synthetic, shares = self._amounts(chosen)
         n_real = {name: int(self.material.n_real[self.material.classes.index(name)]) for name in synthetic}
         return Tuned(
@@ -290,6 +282,17 @@ class Summary:
             val=spread(self.val(chosen)),
             val_gain=spread(np.subtract(self.val(chosen), self.val(best)).tolist()),
         )
+
+    def _amount(self, arms: Sequence[Arm], undecided: Sequence[Arm], best: Arm) -> Arm:
+        """Choose among arms on top of a cheap one, and that.
+
+        Of those that val cannot tell from its best it is one with `SAFE_SHARE` if these are together no worse on val
+        than the cheap one, else that; without either, the best on val. The smaller loss decides between equal ones.
+        """
+        safe = [arm for arm in arms if arm.share == SAFE_SHARE]
+        if best in undecided and (not safe or self._on_val(*safe) < self._on_val(best)):
+            return best
+        return max([arm for arm in safe if arm in undecided] or undecided, key=self._on_val)
 
     def short_of_seeds(self) -> tuple[str, ...]:
         """Say which arms have too few seeds to be among the choices."""
