@@ -41,10 +41,11 @@ from sklearn.cluster import KMeans
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 import rebalance
-from rebalance import frechet, images
+from rebalance import imaging
 from rebalance.config import load_recipe
-from rebalance.features import FeatureExtractor, make_extractor
-from rebalance.generation import LoadedRun, load_run
+from rebalance.generation.loaded_run import LoadedRun, load_run
+from rebalance.measures import frechet
+from rebalance.measures.features import FeatureExtractor, make_extractor
 from rebalance.shards import read_synthetic
 from rebalance.training import RunDirectory
 
@@ -137,7 +138,7 @@ def further_images(folder: Path, size_px: int) -> dict[str, np.ndarray]:
         for row in csv.DictReader(file):
             if row["split"] == "test":
                 image = Image.open(folder / row["path"])
-                found[row["label"]].append(images.to_square(image, size_px, 1, "pad"))
+                found[row["label"]].append(imaging.to_square(image, size_px, 1, "pad"))
     return {name: np.stack(of_class) for name, of_class in found.items()}
 
 
@@ -162,7 +163,7 @@ class Judge:
         """Return the FD of every class of an output."""
         made: dict[str, list[np.ndarray]] = {}
         for image in read_synthetic(shards):
-            made.setdefault(image.fields["class"], []).append(image.pixels)
+            made.setdefault(image.record.class_name, []).append(image.pixels)
         small = {name: self.projection.apply(self.extractor.extract_all(p)) for name, p in made.items()}
         return {
             name: round(frechet.frechet_distance(frechet.moments(self.real[name]), frechet.moments(features)), 3)
@@ -199,8 +200,9 @@ def measure(piece: Piece, work: Path, judge: Judge, changes: Sequence[str]) -> d
     # A piece that was cut short begins again, because its time must be that of one sitting.
     rebalance.fit(data, place / "run", "fashion-cpu", balance=wanted, overrides=overrides, device="cpu", overwrite=True)
     whole, used = time.perf_counter() - begun, time.process_time() - used
+    unfiltered = rebalance.FilterChoice(filter_images=False)
     rebalance.generate(
-        place / "run", place / "shards", balance=wanted, filter_images=False, device="cpu", overwrite=True
+        place / "run", place / "shards", balance=wanted, filtering=unfiltered, device="cpu", overwrite=True
     )
     run = load_run(RunDirectory(place / "run"), None, torch.device("cpu"))
     row = {

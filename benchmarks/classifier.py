@@ -11,7 +11,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 from tqdm import tqdm
 
-from rebalance import images
+from rebalance import imaging
 
 _BATCH = 128
 
@@ -38,7 +38,9 @@ def train(pixels: np.ndarray, labels: np.ndarray, steps: int, seed: int) -> nn.M
     for _ in tqdm(range(steps), desc="classifier", unit="step"):
         rows = rng.integers(len(labels), size=_BATCH)
         shifted = np.roll(pixels[rows], rng.integers(-2, 3, size=2), axis=(1, 2))
-        loss = F.cross_entropy(model(images.to_float(torch.from_numpy(shifted))), torch.from_numpy(labels[rows]).long())
+        loss = F.cross_entropy(
+            model(imaging.to_float(torch.from_numpy(shifted))), torch.from_numpy(labels[rows]).long()
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -59,5 +61,5 @@ def train_or_load(path: Path, pixels: np.ndarray, labels: np.ndarray, steps: int
 @torch.inference_mode()
 def predict(model: nn.Module, pixels: np.ndarray) -> np.ndarray:
     """Return the labels (n,) that the classifier gives pixels (n, H, W, 1) uint8."""
-    parts = [model(images.to_float(torch.from_numpy(pixels[i : i + 256]))) for i in range(0, len(pixels), 256)]
+    parts = [model(imaging.to_float(torch.from_numpy(pixels[i : i + 256]))) for i in range(0, len(pixels), 256)]
     return torch.cat(parts).argmax(1).numpy()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
-from rebalance import demo
+from rebalance.cli import demo
 
 sys.path.append(str(Path(__file__).parent.parent))  # the examples are no package
 

@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from imblearn.over_sampling import SMOTE
 from torch import nn
 
-from rebalance import files, images
+from rebalance import imaging, storage
 from rebalance.config import OptimizerOptions
-from rebalance.trainable import Loss, Phase, StepContext, Trainable
-from rebalance.training.checkpoints import CheckpointFolder
-from rebalance.training.logs import TrainingLog
-from rebalance.training.loop import LoopOptions, Trainer
-from rebalance.training.loop import train as run_loop
-from rebalance.training.precision import choose
+from rebalance.learning.checkpoints import CheckpointFolder
+from rebalance.learning.logs import TrainingLog
+from rebalance.learning.loop import LoopOptions, Trainer
+from rebalance.learning.loop import train as run_loop
+from rebalance.learning.timing import choose
+from rebalance.learning.trainable import Loss, NetworkOptimizer, Phase, StepContext, Trainable
 
 _LATENT = 300
 _WIDTH = 64
@@ -93,7 +93,12 @@ class DeepSmote(Trainable):
     @property
     def phases(self) -> tuple[Phase, ...]:
         """One."""
-        return (Phase("autoencoder", ("encoder", "decoder"), _LR),)
+        return (Phase("autoencoder", ("encoder", "decoder")),)
+
+    @property
+    def optimizers(self) -> dict[str, NetworkOptimizer]:
+        """One rate for both."""
+        return dict.fromkeys(("encoder", "decoder"), NetworkOptimizer(_LR))
 
     def forward(self, batch: DeepSmoteBatch, context: StepContext) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the images decoded from their own codes, and those of one class from each other's."""
@@ -128,7 +133,7 @@ class DeepSmoteBatches:
         of_class = np.flatnonzero(self.labels == rng.choice(np.unique(self.labels)))
         same = rng.choice(of_class, min(_BATCH, len(of_class)), replace=False)
         real, same = (
-            images.to_float(torch.from_numpy(self.pixels[rows]))
+            imaging.to_float(torch.from_numpy(self.pixels[rows]))
             for rows in (rng.integers(len(self.labels), size=_BATCH), same)
         )
         return DeepSmoteBatch(real, same, torch.from_numpy(rng.permutation(len(same))))
@@ -159,8 +164,8 @@ def train(
     if not kept.is_file():
         loop, _ = choose(model, options, device, batches(0))
         chosen = {"precision": loop.precision, "memory_format": loop.memory_format, "threads": loop.threads}
-        files.write_sealed_json(kept, chosen)
-    loop = replace(options, **files.read_sealed_json(kept))
+        storage.write_sealed_json(kept, chosen)
+    loop = replace(options, **storage.read_sealed_json(kept))
     if loop.threads:
         torch.set_num_threads(loop.threads)
     log = TrainingLog(folder / "logs", folder / "previews")
@@ -177,11 +182,11 @@ def oversample(
 ) -> dict[int, np.ndarray]:
     """Return new images (m, H, W, C) uint8 that take each label up to its final number."""
     codes = torch.cat(
-        [encoder(images.to_float(torch.from_numpy(pixels[i : i + 256]))) for i in range(0, len(pixels), 256)]
+        [encoder(imaging.to_float(torch.from_numpy(pixels[i : i + 256]))) for i in range(0, len(pixels), 256)]
     )
     fewest = min(int((labels == label).sum()) for label in final)
     smote = SMOTE(sampling_strategy=dict(final), k_neighbors=min(_NEIGHBOURS, fewest - 1), random_state=seed)
     every, found = smote.fit_resample(codes.numpy(), labels)
     new, of_new = torch.from_numpy(every[len(labels) :].astype(np.float32)), found[len(labels) :]
-    decoded = np.concatenate([images.to_pixels(decoder(new[i : i + 256])) for i in range(0, len(new), 256)])
+    decoded = np.concatenate([imaging.to_pixels(decoder(new[i : i + 256])) for i in range(0, len(new), 256)])
     return {label: decoded[of_new == label] for label in final}

@@ -57,30 +57,36 @@ from PIL import Image
 from safetensors.torch import load_model
 from translator import recipe_values
 
-from rebalance import files, frechet, images, metrics
-from rebalance.features import make_extractor
+from rebalance import imaging, storage
 from rebalance.filtering import (
     INFLUENCE,
     LOW_CONFIDENCE,
     MEMORISED,
     OUTLIER,
+    Criteria,
     Evidence,
     FilterOptions,
-    Gates,
     RealFeatures,
+    evidence_from,
     evidence_of,
     fit_filter,
     fit_space,
     real_evidence,
 )
 from rebalance.filtering.calibration import RunView
-from rebalance.filtering.evidence import texture
-from rebalance.filtering.fitting import FittedFilter, class_moments
+from rebalance.filtering.checks.outlier import texture
+from rebalance.filtering.fitting import FittedFilter
 from rebalance.filtering.image_filter import ImageFilter, Space, Verdict
-from rebalance.generation import LoadedRun, Made, Slot, Synthesizer, batches_by_model, candidate_stream, load_run
-from rebalance.influence import influence_at
-from rebalance.planning import real_features
-from rebalance.shards.workers import torch_threads
+from rebalance.generation.loaded_run import LoadedRun, load_run
+from rebalance.generation.slots import Slot
+from rebalance.generation.synthesizer import Made, Synthesizer, batches_by_model
+from rebalance.index.features import real_features
+from rebalance.measures import frechet
+from rebalance.measures.features import make_extractor
+from rebalance.measures.influence import influence_at
+from rebalance.measures.kid import kernel_distance
+from rebalance.measures.neighbours import neighbourhoods
+from rebalance.runtime.threads import torch_threads
 from rebalance.training import RunDirectory
 
 RESULTS = Path(__file__).parent / "results" / "filter.jsonl"
@@ -135,7 +141,7 @@ def load(run_path: Path, weights: Path) -> Setting:
     index, options = run.index, run.recipe.data
     targets = tuple(target.name for target in run.plan.targets)
     synthesizer = Synthesizer(run, device, extractor)
-    real = real_evidence(RunView(run, synthesizer, extractor), Gates(FilterOptions()), targets, run.recipe.seed)
+    real = real_evidence(RunView(run, synthesizer, extractor), Criteria(FilterOptions()), targets, run.recipe.seed)
     test = {name: real_features(index, index.rows("test", name), options, extractor) for name in targets}
     judge = classifier.network(options.size_px, len(index.classes))
     load_model(judge, str(weights))
@@ -153,18 +159,25 @@ def load(run_path: Path, weights: Path) -> Setting:
 def candidates(setting: Setting, target: str, seed: int) -> list[Made]:
     """Make the pool and what is chosen from."""
     run, synthesizer = setting.run, setting.synthesizer
-    stream = candidate_stream(f"benchmark/{seed}", run.index, run.plan, run.recipe)
+    stream = run.candidate_stream(f"benchmark/{seed}")
     drawn = [stream.draw(Slot(target, ordinal), 0) for ordinal in range(POOL + CANDIDATES)]
     made: list[Made] = []
     for batch in batches_by_model(run, drawn, synthesizer.batch):
-        made += synthesizer.make(batch, [synthesizer.load(candidate.source) for candidate in batch])
+        made += synthesizer.make(batch, synthesizer.load_sources(batch))
     return made
 
 
 def fitted(setting: Setting, target: str, pool: list[Made], seed: int, keep: float | None = None) -> FittedFilter:
     """Calibrate the filter of a class."""
     evidence = evidence_of(pool, setting.synthesizer)
-    return fit_filter(target, setting.real, setting.space, evidence, FilterOptions(keep=keep), seed)
+    return fit_filter(
+        target,
+        setting.real,
+        setting.space,
+        evidence,
+        FilterOptions(limits={} if keep is None else {"keep": keep}),
+        seed,
+    )
 
 
 def orders(setting: Setting, target: str, made: list[Made], seed: int, share: float) -> dict[str, np.ndarray]:
@@ -177,15 +190,15 @@ def orders(setting: Setting, target: str, made: list[Made], seed: int, share: fl
     fails = np.array([bool(set(verdict.reasons) - {INFLUENCE}) for verdict in verdicts])
     project = setting.space.projection.apply
     real, of_pool = (
-        class_moments(setting.space, setting.real.train[target]),
+        setting.space.moments(setting.real.train[target]),
         project(np.stack([m.features for m in pool])),
     )
     first_order = influence_at(real, frechet.moments(of_pool)).of(project(features))
-    influence = image_filter.influence.of(project(features))
+    influence = image_filter.checks[INFLUENCE].influence.of(project(features))
     badness = {
         "random": np.random.default_rng(seed).random(len(chosen_from)),
         "discriminator": -_discriminator(setting, target, np.stack([m.pixels for m in chosen_from])),
-        "confidence": -np.array([scores.confidence for scores in every]),
+        "confidence": -np.array([scores["confidence"] for scores in every]),
         "realism": -realism(setting.real.train[target], features),
         "first_order": first_order,
         "influence": influence,
@@ -200,7 +213,7 @@ def _discriminator(setting: Setting, target: str, pixels: np.ndarray) -> np.ndar
     scores = []
     with torch.inference_mode():
         for first in range(0, len(pixels), 64):
-            batch = images.to_float(torch.from_numpy(pixels[first : first + 64]))
+            batch = imaging.to_float(torch.from_numpy(pixels[first : first + 64]))
             maps = network.adversarial(network.features(batch), label.expand(len(batch)))
             scores.append(maps.float().mean((1, 2)).numpy())
     return np.concatenate(scores)
@@ -230,12 +243,12 @@ def compare(setting: Setting, target: str, seed: int) -> list[dict[str, Any]]:
     for share in SHARES:
         for way, order in orders(setting, target, made, seed, share).items():
             kept = order[: round(share * len(order))]
-            kid = metrics.kernel_distance(small_test, small[kept])
+            kid = kernel_distance(small_test, small[kept])
             rows.append({
                 "class": target, "seed": seed, "way": way, "share": share, "n": len(kept),
                 "fd": frechet.frechet_distance(of_test, frechet.moments(small[kept])),
                 "kid": kid.value, "kid_error": kid.error,
-                "coverage": metrics.neighbourhoods(test, features[kept]).coverage,
+                "coverage": neighbourhoods(test, features[kept]).coverage,
                 "agreement": float(agrees[kept].mean()),
             })  # fmt: skip
     return rows
@@ -262,10 +275,10 @@ def planted(setting: Setting, target: str, seed: int) -> list[dict[str, Any]]:
     features = setting.extract(pixels)
     changed = np.concatenate(list(places.values()))
     confidences[changed] = setting.synthesizer.confidences_of([target], pixels[changed])[target]
-    verdicts = judged(found.image_filter, Evidence(features, texture(pixels), confidences))
+    verdicts = judged(found.image_filter, evidence_from(features, pixels, confidences))
     test = setting.pixels("test", target)
     of_test = setting.synthesizer.confidences_of([target], test)[target]
-    unseen = judged(found.image_filter, Evidence(setting.test[target], texture(test), of_test))
+    unseen = judged(found.image_filter, evidence_from(setting.test[target], test, of_test))
     agrees = classifier.predict(setting.judge, pixels) == setting.run.index.label(target)
     rows = []
     for reason, where in places.items():
@@ -299,7 +312,7 @@ def near_copy(image: np.ndarray, kind: int) -> np.ndarray:
     if kind == 0:
         return np.roll(image, 1, axis=1)
     if kind == 1:
-        encoded = images.encode(image, "jpg", 90)
+        encoded = imaging.encode(image, "jpg", 90)
         return np.asarray(Image.open(io.BytesIO(encoded))).reshape(image.shape)
     return image[:, ::-1]
 
@@ -310,22 +323,22 @@ def cost(work: Path, size_px: int) -> list[dict[str, Any]]:
     device = torch.device("cpu")
     run = load_run(RunDirectory(generate.fitted(work, size_px)), None, device)
     synthesizer = Synthesizer(run, device, make_extractor(run.recipe.features, device))
-    target, stream = run.plan.targets[0].name, candidate_stream("benchmark", run.index, run.plan, run.recipe)
+    target, stream = run.plan.targets[0].name, run.candidate_stream("benchmark")
     drawn = [stream.draw(Slot(target, number), 0) for number in range(COST_IMAGES)]
     batches = batches_by_model(run, drawn, synthesizer.batch)
-    sources = [[synthesizer.load(candidate.source) for candidate in batch] for batch in batches]
+    sources = [synthesizer.load_sources(batch) for batch in batches]
 
     def make() -> list[list[Made]]:
         made = [synthesizer.make(batch, own) for batch, own in zip(batches, sources, strict=True)]
         for batch in made:
             for image in batch:
-                images.encode(image.pixels, "jpg", 95)
+                imaging.encode(image.pixels, "jpg", 95)
         return made
 
     made = make()  # once before it counts: style codes
     filters = {n: _filter_of(n, target, made, synthesizer) for n in COST_REAL}
     pixels = [np.stack([image.pixels for image in batch]) for batch in made]
-    evidence = [Evidence(np.stack([m.features for m in b]), texture(p)) for b, p in zip(made, pixels, strict=True)]
+    evidence = [evidence_from(np.stack([m.features for m in b]), p) for b, p in zip(made, pixels, strict=True)]
     work_of: dict[str, Callable[[], Any]] = {"make": make, "texture": lambda: [texture(batch) for batch in pixels]}
     work_of |= {str(n): functools.partial(_judged, found, evidence) for n, found in filters.items()}
     seconds: dict[str, list[float]] = {key: [] for key in work_of}
@@ -354,9 +367,12 @@ def _filter_of(n: int, target: str, made: list[list[Made]], synthesizer: Synthes
         return (centre + spread * rng.standard_normal((*shape, len(centre)))).astype(np.float32)
 
     classes = {str(number): draw(100) + spread * rng.standard_normal(len(centre)) for number in range(9)}
-    real = RealFeatures({**classes, target: draw(n)}, {target: draw(100)}, {target: draw(6, n)}, {target: pool.texture})
+    pool_measures = {name: {target: values} for name, values in pool.measured.items()}
+    real = RealFeatures({**classes, target: draw(n)}, {target: draw(100)}, {target: draw(6, n)}, pool_measures)
     space = fit_space(real, synthesizer.run.recipe.filtering.dimensions, 200, 0)
-    return fit_filter(target, real, space, pool, FilterOptions(keep=0.8, min_confidence=0.0), 0).image_filter
+    return fit_filter(
+        target, real, space, pool, FilterOptions(limits={"keep": 0.8, "min_confidence": 0.0}), 0
+    ).image_filter
 
 
 def _judged(found: ImageFilter, evidence: list[Evidence]) -> list[Verdict]:
@@ -520,7 +536,7 @@ def _record(path: Path, rows: list[dict[str, Any]]) -> None:
     of_these = (rows[0]["runs"], rows[0]["what"])
     before = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     kept = [row for row in before if (row["runs"], row["what"]) != of_these]
-    files.write_text(path, "".join(json.dumps(row) + "\n" for row in (*kept, *rows)))
+    storage.write_text(path, "".join(json.dumps(row) + "\n" for row in (*kept, *rows)))
 
 
 def _append(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -34,7 +34,7 @@ import scipy
 import scipy.linalg
 from threadpoolctl import threadpool_limits
 
-from rebalance import frechet
+from rebalance.measures import frechet
 
 RESULTS = Path(__file__).parent / "results" / "frechet.jsonl"
 

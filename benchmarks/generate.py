@@ -43,13 +43,20 @@ import numpy as np
 import torch
 
 import rebalance
-from rebalance import images
-from rebalance.devices import cpu_count
-from rebalance.features import make_extractor
-from rebalance.generation import LoadedRun, Slot, Synthesizer, candidate_stream, load_run
-from rebalance.shards.make import tar_bytes
+from rebalance import imaging
+from rebalance.generation.loaded_run import LoadedRun, load_run
+from rebalance.generation.slots import Slot
+from rebalance.generation.synthesizer import Synthesizer
+from rebalance.measures.features import make_extractor
+from rebalance.runtime.devices import cpu_count
+from rebalance.shards.contents import Sample, tar_bytes
+from rebalance.shards.records import SampleRecord
 from rebalance.training import RunDirectory
 
+_RECORD = SampleRecord(
+    class_name="c", label=0, synthetic=True, method="m", run="r", origin="latent", source="", references=(),
+    source_class="c", modality=-1, seed=0, candidate=0, scores={}, width=1, height=1,
+)  # fmt: skip
 RESULTS = Path(__file__).parent / "results" / "generate.jsonl"
 _ASK_AND_ACCEPT = {"min_confidence": 0.0, "max_similarity": 1.0, "keep": 1.0}
 _SHARD_SIZE = 125
@@ -84,7 +91,7 @@ def _loaded(run: Path) -> LoadedRun:
 def _bare(loaded: LoadedRun) -> Callable[[], int]:
     """Return a forward pass of one batch, in the layout that images have when they come from bytes."""
     batch, size, method = loaded.recipe.generation.batch, loaded.recipe.data.size_px, loaded.models[0].method
-    sources = images.to_float(torch.randint(0, 256, (batch, size, size, 1), dtype=torch.uint8))
+    sources = imaging.to_float(torch.randint(0, 256, (batch, size, size, 1), dtype=torch.uint8))
     with torch.inference_mode():
         codes = method.reference_codes(sources, torch.zeros(batch, dtype=torch.int64))
 
@@ -121,17 +128,16 @@ def forward_speed(run: Path, processes: int) -> float:
 
 def _generate(run: Path, out: Path, n_images: int, processes: int, filtered: bool, queue: Any) -> None:
     before, used_before = time.perf_counter(), _processor_seconds()
-    asked = _ASK_AND_ACCEPT if filtered else {}
+    limits = _ASK_AND_ACCEPT if filtered else {}
     result = rebalance.generate(
         run,
         out,
         balance=amounts(n_images),
-        shard_size=_SHARD_SIZE,
+        output=rebalance.OutputOptions(shard_size=_SHARD_SIZE),
+        filtering=rebalance.FilterChoice(filter_images=False, **limits),
         workers=processes,
         device="cpu",
-        filter_images=False,
         overwrite=True,
-        **asked,
     )
     seconds = time.perf_counter() - before
     if sum(result.counts.values()) != n_images:
@@ -167,7 +173,7 @@ def generation(run: Path, out: Path, n_images: int, processes: int, filtered: bo
 def stations(run: Path) -> dict[str, float]:
     """Return milliseconds of the processor that an image takes in each station on its own, on one thread."""
     loaded, device = _loaded(run), torch.device("cpu")
-    stream = candidate_stream("benchmark", loaded.index, loaded.plan, loaded.recipe)
+    stream = loaded.candidate_stream("benchmark")
     synthesizer = Synthesizer(loaded, device)
     target, size = loaded.plan.targets[0].name, synthesizer.batch
     n = -(-_STATION_IMAGES // size) * size
@@ -192,8 +198,8 @@ def stations(run: Path) -> dict[str, float]:
     extractor.extract(pixels[:size])
     timed("features", lambda: [extractor.extract(pixels[b]) for b in batches])
     timed("class_head", lambda: synthesizer.confidences_of([target], pixels))
-    encoded = timed("encode", lambda: [images.encode(m.pixels, "jpg", 95) for m in made])
-    samples = [{"__key__": f"{i:08d}", "jpg": data, "cls": "0", "json": {}} for i, data in enumerate(encoded)]
+    encoded = timed("encode", lambda: [imaging.encode(m.pixels, "jpg", 95) for m in made])
+    samples = [Sample(number, "jpg", data, _RECORD) for number, data in enumerate(encoded)]
     timed("tar", lambda: tar_bytes(samples))
     return found
 

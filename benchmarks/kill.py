@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 
 from rebalance import cli
-from rebalance.training.logs import read_scalars
+from rebalance.learning.logs import read_scalars
 
 RESULTS = Path(__file__).parent / "results" / "kill.jsonl"
 COUNTS = {"a": 40, "b": 30, "poor": 5, "rare": 4}

@@ -30,7 +30,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,19 +44,24 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import rebalance
-from rebalance import demo, files, images
+from rebalance import imaging, storage
+from rebalance.cli import demo
 from rebalance.config import Recipe, load_recipe
 from rebalance.config.options import to_mapping
-from rebalance.devices import DEVICES, choose_device, cpu_count
+from rebalance.config.requests import DEFAULT_MULTIPLES, StudyOptions
+from rebalance.imaging.views import View
 from rebalance.index import build_index, carve_validation
-from rebalance.trials import DEFAULT, MULTIPLES, Downstream
-from rebalance.trials.amounts import amounts
-from rebalance.trials.arms import PLAIN, SAFE, SAFE_SHARE, Arm
-from rebalance.trials.classifier import Trial, loop_options
-from rebalance.trials.pools import Mixture, Pool, grayed
-from rebalance.trials.study import STUDY
-from rebalance.trials.trial_files import TRIALS, Outcome, TrialFiles
-from rebalance.views import View
+from rebalance.runtime.devices import DEVICES, choose_device, cpu_count
+from rebalance.trials import DEFAULT, Downstream
+from rebalance.trials.amounts import amounts_to_draw
+from rebalance.trials.arms import SAFE, SAFE_SHARE, Arm
+from rebalance.trials.batches import Mixture
+from rebalance.trials.classifier import loop_options
+from rebalance.trials.pools import Pool, grayed
+from rebalance.trials.records import TRIALS, TrialFiles, TrialRecord, read_computation, seed_of
+from rebalance.trials.remedies import REMEDIES
+from rebalance.trials.remedies.plain import Plain
+from rebalance.trials.trial import Trial
 
 RESULTS = Path(__file__).parent / "results" / "long_tail.jsonl"
 ARMS = (*DEFAULT, "oversampling+filtered+x5+share=0.3", "oversampling+filtered+xfull+share=0.3")
@@ -136,7 +141,7 @@ class Effort:
     seeds: int = 3
     deep_smote_steps: int = 2000
     arms: tuple[str, ...] = ARMS
-    multiples: tuple[str, ...] = MULTIPLES
+    multiples: tuple[str, ...] = DEFAULT_MULTIPLES
     workers: int = 1
     device: str = "cpu"
 
@@ -189,9 +194,9 @@ class Draw:
         return self._study(out, tuple(DEEP_ARMS))
 
     def _study(self, out: Path, arms: Sequence[str], run: Path | None = None) -> Downstream:
+        study = StudyOptions(arms, self.effort.multiples, self.effort.seeds, self.recipe.data.square)
         return rebalance.downstream(
-            self.data, out, results=self.place / f"study-{out.name}", run=run, arms=arms, recipe=self.recipe,
-            multiples=self.effort.multiples, seeds=self.effort.seeds, square=self.recipe.data.square,
+            self.data, out, results=self.place / f"study-{out.name}", run=run, recipe=self.recipe, study=study,
             device=self.effort.device, progress=True,
         )  # fmt: skip
 
@@ -213,7 +218,7 @@ class Draw:
         for label, made in deep_smote.oversample(*networks, pixels, labels, final, self.number).items():
             (out / str(label)).mkdir(parents=True, exist_ok=True)
             for number, image in enumerate(made):
-                (out / str(label) / f"{number:05d}.jpg").write_bytes(images.encode(image, *_ENCODING))
+                (out / str(label) / f"{number:05d}.jpg").write_bytes(imaging.encode(image, *_ENCODING))
         (out / ".written").touch()
         return out
 
@@ -222,23 +227,23 @@ class Draw:
 
         Every draw has seeds of its own, because the images are the same in all.
         """
-        options, kept = self.recipe.downstream, files.read_sealed_json(self.place / "study-shards" / STUDY)["loop"]
-        loop = replace(loop_options(options), **kept)
-        key = files.sha256_bytes(files.canonical_json([to_mapping(options), kept]).encode())
+        options, computation = self.recipe.downstream, read_computation(self.place / "study-shards")
+        loop = computation.applied(loop_options(options))
+        key = storage.sha256_bytes(storage.canonical_json([to_mapping(options), asdict(computation)]).encode())
         trials = TrialFiles(self.place / "all-real-data", key)
-        found, pools = trials.read(), None
+        finished, pools = trials.read(), None
         first = self.number * self.effort.seeds
         if loop.threads:
             torch.set_num_threads(loop.threads)
         for seed in range(first, first + self.effort.seeds):
-            for arm in (Arm(PLAIN), Arm(PLAIN, augment=True)):
-                if seed not in found.get(arm, {}):
+            for arm in (Arm(Plain.name), Arm(Plain.name, augment=True)):
+                if seed not in finished.get(arm, {}):
                     pools = pools or self._full_pools()
                     counts = pools["train"].counts
-                    drawn = amounts(counts, np.zeros_like(counts), None, balanced=True, filled=False)
+                    drawn = amounts_to_draw(REMEDIES["oversampling"], counts, np.zeros_like(counts))
                     mixture, none = Mixture.of_amounts(pools["train"], None, drawn), pools["test"].first(counts * 0)
                     trial = Trial(arm, seed, mixture, options, loop, choose_device(self.effort.device))
-                    trials.write(arm, seed, Outcome(trial.run(none, pools["test"], lambda: None), drawn))
+                    trials.write(arm, seed, TrialRecord(trial.run(none, pools["test"], lambda: None), drawn))
         return trial_lines(trials.folder, range(first, first + self.effort.seeds), FULL_ARMS)
 
     def _full_pools(self) -> dict[str, Pool]:
@@ -259,7 +264,7 @@ class Draw:
         values = to_mapping(replace(self.recipe, seed=0))
         for key in ("threads", "precision", "memory_format"):
             del values["training"][key]
-        recipe = files.sha256_bytes(files.canonical_json(values).encode())
+        recipe = storage.sha256_bytes(storage.canonical_json(values).encode())
         return {
             "recipe": recipe, "counts": list(self.protocol.counts), "final": self.protocol.final,
             "seeds": self.effort.seeds, "deep_smote_steps": self.effort.deep_smote_steps,
@@ -271,11 +276,11 @@ def trial_lines(study: Path, seeds: range, names: Mapping[str, str] | None = Non
     """Return a line for each trial of a study's folder, of some seeds; with names, of these arms, so called."""
     lines = []
     for path in sorted((study / TRIALS).glob("*/seed-*.json")):
-        arm, seed = path.parent.name, int(path.stem.partition("-")[2])
+        arm, seed = path.parent.name, seed_of(path)
         if seed in seeds and (names is None or arm in names):
-            values = files.read_sealed_json(path)
-            found = {key: values[key] for key in ("val", "test", "seconds")}
-            lines.append({"arm": names[arm] if names else arm, "seed": seed - seeds.start, **found})
+            found = TrialRecord.from_json(storage.read_sealed_json(path)).confusion
+            values = {"val": found.val.tolist(), "test": found.test.tolist(), "seconds": found.seconds}
+            lines.append({"arm": names[arm] if names else arm, "seed": seed - seeds.start, **values})
     return lines
 
 
@@ -284,7 +289,7 @@ class Clock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.minutes: dict[str, float] = files.read_json(path) if path.is_file() else {}
+        self.minutes: dict[str, float] = storage.read_json(path) if path.is_file() else {}
 
     def time(self, station: str, work: Callable[[], T]) -> T:
         """Do the work of a station."""
@@ -292,7 +297,7 @@ class Clock:
         found = work()
         if station not in self.minutes:
             self.minutes[station] = round((time.monotonic() - start) / 60, 1)
-            files.write_json(self.path, self.minutes)
+            storage.write_json(self.path, self.minutes)
         return found
 
 
@@ -310,7 +315,7 @@ def measure(draw: Draw) -> list[dict[str, Any]]:
     notes = [note.replace(f"{draw.place}/", "") for note in found.notes]
     summary = {
         "best": found.best, "tuned": found.tuned.arm if found.tuned else found.best, "poor": list(draw.protocol.poor),
-        "minutes": clock.minutes, "notes": notes, "classifier": found.chosen, "torch": torch.__version__,
+        "minutes": clock.minutes, "notes": notes, "classifier": found.classifier, "torch": torch.__version__,
         "cores": os.cpu_count(), "device": str(choose_device(draw.effort.device)), "settings": draw.settings(),
     }  # fmt: skip
     return [summary, *lines]
@@ -328,9 +333,9 @@ def measure_missing(draws: Sequence[Draw], name: str, results: Path) -> None:
 
 def record(results: Path, lines: Sequence[dict[str, Any]], work: Path) -> None:
     """Add lines to a file in one piece, after whoever else records draws from the same work folder."""
-    with files.locked(work, wait=True):
+    with storage.locked(work, wait=True):
         text = results.read_text(encoding="utf-8") if results.is_file() else ""
-        files.write_text(results, text + "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
+        storage.write_text(results, text + "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
 
 
 def print_reports(results: Path, as_json: bool) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from rebalance.measures.spreads import Spread, spread
 from rebalance.trials import parse_arms
 from rebalance.trials.arms import BEST, FILTERED, FULL, Arm, multiple_text
-from rebalance.trials.figures import SCALARS, Spread, figures, spread
+from rebalance.trials.figures import SCALARS, figures_of
 from rebalance.trials.results import plain_values
 
 FULL_DATA, DEEP_SMOTE = "all real data", "DeepSMOTE"
@@ -56,11 +57,11 @@ class Report:
         return found
 
     def _figures_of(self, line: dict[str, Any]) -> dict[str, float]:
-        of_trial = figures(np.array(line["test"]), self.draws[line["draw"]]["poor"])
+        of_trial = figures_of(np.array(line["test"]), self.draws[line["draw"]]["poor"])
         values = {name: getattr(of_trial, name) for name in SCALARS}
         values |= {f"recall/{label}": recall for label, recall in enumerate(of_trial.recalls)}
         val = np.array(line.get("val", []))
-        return values | ({"val": figures(val, ()).balanced_accuracy} if val.any() else {})
+        return values | ({"val": figures_of(val, ()).balanced_accuracy} if val.any() else {})
 
     def values(self, arm: str, figure: str) -> list[float]:
         """A figure of an arm, draw by draw."""

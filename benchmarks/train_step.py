@@ -34,13 +34,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from rebalance import losses
 from rebalance.config import Recipe, load_recipe
-from rebalance.devices import choose_device
-from rebalance.methods import PairBatch, make_method
-from rebalance.methods.balagan import Balagan
-from rebalance.training import Trainer
-from rebalance.training.fit import method_loop
+from rebalance.learning.batches import PairBatch
+from rebalance.learning.loop import Trainer
+from rebalance.methods.balagan.method import Balagan
+from rebalance.methods.base import make_method
+from rebalance.networks import losses
+from rebalance.runtime.devices import choose_device
+from rebalance.training.stages import loop_options
 
 RESULTS = Path(__file__).parent / "results" / "train_step.jsonl"
 R1_EVERY = 8
@@ -253,7 +254,9 @@ def make_step(name: str, arguments: argparse.Namespace, device: torch.device) ->
     method = make_method(recipe, arguments.classes, seed=arguments.seed)
     if name == PACKAGE:
         precision = "bf16" if arguments.bf16 else "fp32"
-        options = replace(method_loop(recipe), precision=precision, memory_format="channels_last")
+        options = replace(
+            loop_options(recipe.training, recipe.seed), precision=precision, memory_format="channels_last"
+        )
         return Trainer(method, options, device).step
     return PlainStep(method, rungs(arguments.bf16, arguments.compile_seconds > 0)[name], device)
 

@@ -43,14 +43,16 @@ from PIL import Image
 from torch import nn
 
 import rebalance
-from rebalance import files, frechet, images, metrics, reporting
+from rebalance import imaging, reporting, storage
 from rebalance.config import Recipe, load_recipe
-from rebalance.config.options import to_mapping
-from rebalance.features import FeatureExtractor, make_extractor
-from rebalance.generation import LoadedRun, load_run
+from rebalance.generation.loaded_run import LoadedRun, load_run
+from rebalance.measures import frechet
+from rebalance.measures.features import FeatureExtractor, make_extractor
+from rebalance.measures.neighbours import nearest_distances, neighbourhoods
+from rebalance.planning.images import images_of_target
 from rebalance.shards import read_synthetic
 from rebalance.training import RunDirectory, reference_labels
-from rebalance.training.previews import draw_probe, source_dependence, translate_all
+from rebalance.training.previews import ProbeDraw, make_all, source_dependence
 
 RESULTS = Path(__file__).parent / "results" / "translator.jsonl"
 N_IMAGES = 1000
@@ -113,7 +115,7 @@ class Judge:
         distance = frechet.compare(small_test, small_made, draws=20, seed=seed)
         agreement, real = (float((classifier.predict(self.model, p) == label).mean()) for p in (made, test))
         over = source_dependence(translations)
-        test_variance = float(images.to_float(torch.from_numpy(test)).var(dim=0, unbiased=False).mean())
+        test_variance = float(imaging.to_float(torch.from_numpy(test)).var(dim=0, unbiased=False).mean())
         return ClassFigures(
             n_real=len(train),
             n_held_out=len(test),
@@ -127,13 +129,13 @@ class Judge:
             fd=distance.distance,
             floor=distance.floor,
             fd_train=frechet.frechet_distance(frechet.moments(small_test), frechet.moments(small_train)),
-            coverage=metrics.neighbourhoods(of_test, of_made).coverage,
-            coverage_train=metrics.neighbourhoods(of_test, of_train).coverage,
+            coverage=neighbourhoods(of_test, of_made).coverage,
+            coverage_train=neighbourhoods(of_test, of_train).coverage,
             nearest_real=nearest_real_ratios(of_train, of_test, of_made),
         )
 
     def _features(self, translations: torch.Tensor) -> torch.Tensor:
-        pixels = images.to_pixels(translations.flatten(0, 1))
+        pixels = imaging.to_pixels(translations.flatten(0, 1))
         features = torch.from_numpy(self.extractor.extract_all(pixels))
         return features.reshape(*translations.shape[:2], -1, 1, 1)
 
@@ -149,7 +151,7 @@ def _edges(translations: torch.Tensor) -> torch.Tensor:
 
 def nearest_real_ratios(train: np.ndarray, test: np.ndarray, made: np.ndarray) -> tuple[float, float]:
     """Return median and 5th percentile of made images' distances to their nearest train image, over those of test."""
-    of_made, of_test = (np.percentile(metrics.nearest_distances(train, x), [50, 5]) for x in (made, test))
+    of_made, of_test = (np.percentile(nearest_distances(train, x), [50, 5]) for x in (made, test))
     ratios = of_made / of_test
     return float(ratios[0]), float(ratios[1])
 
@@ -161,16 +163,15 @@ def squares(run: LoadedRun, rows: np.ndarray) -> np.ndarray:
 
 def translations_of(run: LoadedRun, target: str) -> torch.Tensor:
     """Translate 16 sources with 16 references of a target: (16, 16, C, H, W)."""
-    model = run.model_of(target)
-    known = model.unit.labels(run.modalities)
-    probe = draw_probe(
-        run.plan.target(target),
-        run.index,
-        lambda ids: reference_labels(ids, known, run.modalities),
-        lambda ids: images.to_float(torch.from_numpy(squares(run, ids))),
+    model, images = run.model_of(target), images_of_target(run.plan, run.index, target)
+    draw = ProbeDraw(
+        model.method,
         run.recipe.seed,
+        lambda ids: imaging.to_float(torch.from_numpy(squares(run, ids))),
+        lambda ids: reference_labels(ids.tolist(), model.modalities, run.modalities),
     )
-    return translate_all(model.method, probe, torch.device("cpu"))
+    probe = draw.draw(target, run.plan.target(target).label, images, model.laws.get(target))
+    return make_all(model.method, probe, torch.device("cpu"))
 
 
 def make_judge(work: Path, data_set: str, recipe: Recipe, run: LoadedRun) -> Judge:
@@ -178,7 +179,7 @@ def make_judge(work: Path, data_set: str, recipe: Recipe, run: LoadedRun) -> Jud
     pixels, labels = data_sets.DATA_SETS[data_set].everything()
     options = recipe.data
     resized = np.stack(
-        [images.to_square(Image.fromarray(p), options.size_px, options.channels, options.square) for p in pixels]
+        [imaging.to_square(Image.fromarray(p), options.size_px, options.channels, options.square) for p in pixels]
     )
     steps = _CLASSIFIER_STEPS.get(data_set, 2500)
     weights = work / f"classifier-{data_set.partition('-')[0]}-{options.size_px}px.safetensors"
@@ -206,12 +207,13 @@ def fit_and_generate(arguments: argparse.Namespace) -> tuple[LoadedRun, float | 
         progress=True,
     )
     minutes = None if fitted.resumed else round((time.monotonic() - start) / 60, 1)
+    unfiltered = rebalance.FilterChoice(filter_images=False)
     rebalance.generate(
-        place / "run", place / "shards", balance=wanted, device="cpu", filter_images=False, overwrite=True
+        place / "run", place / "shards", balance=wanted, filtering=unfiltered, device="cpu", overwrite=True
     )
     directory = RunDirectory(place / "run")
     sheet = reporting.contact_sheet(directory, place / "shards", columns=16)
-    files.write_bytes(place / "contact-sheet.png", images.png_bytes(sheet))
+    storage.write_bytes(place / "contact-sheet.png", imaging.png_bytes(sheet))
     return load_run(directory, str(data), torch.device("cpu")), minutes
 
 
@@ -219,7 +221,7 @@ def judge_all(run: LoadedRun, judge: Judge, shards: Path, seed: int) -> dict[str
     """Judge every target of a run by its shards."""
     made: dict[str, list[np.ndarray]] = {target.name: [] for target in run.plan.targets}
     for image in read_synthetic(shards):
-        made[image.fields["class"]].append(image.pixels)
+        made[image.record.class_name].append(image.pixels)
     return {
         target.name: judge.judge(
             target.label,
@@ -262,7 +264,8 @@ def _rounded(values: dict[str, Any]) -> dict[str, Any]:
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
     """Return what a recipe sets for images to other than defaults, by dotted key, without what a machine chooses."""
-    values, defaults = (_flat(to_mapping(r), "") for r in (recipe, Recipe()))
+    default = Recipe(method=recipe.method, options=type(recipe.options)())
+    values, defaults = (_flat(either.to_mapping(), "") for either in (recipe, default))
     return {
         key: value
         for key, value in values.items()

@@ -1,7 +1,8 @@
-"""Fill up the rare classes of an image data set with translated images of its rich ones.
+"""Fill up the rare classes of an image data set with synthetic images.
 
 The public functions, in the order of use: `inspect`, `plan`, `fit`, `generate`, `filter`, `verify`, `evaluate`,
-`downstream`, `load_shards`. They are imported on first use, because torch takes seconds to import.
+`downstream`, `load_shards`. All of them are in `rebalance.api`; their option objects are `OutputOptions`,
+`FilterChoice`, `FeatureChoice` and `StudyOptions`. They are imported on first use, to keep `import rebalance` quick.
 """
 
 from __future__ import annotations
@@ -11,25 +12,14 @@ from typing import TYPE_CHECKING, Any
 from rebalance.version import __version__
 
 if TYPE_CHECKING:
-    from rebalance.api import inspect, plan, verify
-    from rebalance.evaluation import evaluate
-    from rebalance.shards import filter, generate, load_shards
-    from rebalance.training import fit
-    from rebalance.trials import downstream
-
-_HOMES = {
-    "downstream": "rebalance.trials",
-    "evaluate": "rebalance.evaluation",
-    "inspect": "rebalance.api",
-    "plan": "rebalance.api",
-    "fit": "rebalance.training",
-    "filter": "rebalance.shards",
-    "generate": "rebalance.shards",
-    "verify": "rebalance.api",
-    "load_shards": "rebalance.shards",
-}
+    from rebalance.api import downstream, evaluate, filter, fit, generate, inspect, load_shards, plan, verify
+    from rebalance.config.requests import FeatureChoice, FilterChoice, OutputOptions, StudyOptions
 
 __all__ = [
+    "FeatureChoice",
+    "FilterChoice",
+    "OutputOptions",
+    "StudyOptions",
     "__version__",
     "downstream",
     "evaluate",
@@ -44,9 +34,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public function on first use."""
-    if name not in _HOMES:
+    """Import a public name on first use."""
+    if name not in __all__:
         raise AttributeError(f"module 'rebalance' has no attribute {name!r}")
-    import importlib
+    from rebalance import api  # it imports the option objects as well
 
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names, imported or not."""
+    return sorted({*globals(), *__all__})

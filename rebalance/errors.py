@@ -7,7 +7,7 @@ class RebalanceError(Exception):
     """Base of every error the package raises on purpose.
 
     Args:
-        what: what is wrong, naming the option or the file.
+        what: what is wrong, naming the parameter in backticks, the recipe key or the file.
         value: the value received, if one was.
         allowed: what would have been accepted.
         remedy: what the user can do about it.
@@ -28,7 +28,7 @@ class RebalanceError(Exception):
 
 
 class InputError(RebalanceError):
-    """A wrong option, path, recipe or data set (exit code 2)."""
+    """A wrong argument, path, recipe or data set (exit code 2)."""
 
     exit_code = 2
 

@@ -52,7 +52,7 @@ def image_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def digits_folder(tmp_path_factory):
     """scikit-learn's digits as `{train,test}/DIGIT/*.png`, three classes made rare."""
-    from rebalance import demo  # imports torch, which tests without this fixture need not wait for
+    from rebalance.cli import demo  # imports torch, which tests without this fixture need not wait for
 
     root = tmp_path_factory.mktemp("digits")
     demo.write_digits(root)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
-from rebalance.config import Recipe
-from rebalance.config.options import build
-from rebalance.frechet import Moments
-from rebalance.trainable import Loss, Phase, StepContext, Trainable
+import rebalance
+from rebalance import FeatureChoice, FilterChoice, OutputOptions
+from rebalance.config import Recipe, build_recipe
+from rebalance.learning.trainable import Loss, NetworkOptimizer, Phase, StepContext, Trainable
+from rebalance.measures.frechet import Moments
 
 TINY_BALAGAN = {
     "generator": {
@@ -32,6 +35,7 @@ def plain_moments(features: np.ndarray) -> Moments:
 def tiny_recipe(**sections: Mapping[str, object] | object) -> Recipe:
     """A recipe of 8 px images and a few thousand weights; keyword arguments are merged into its sections."""
     values: dict[str, object] = {
+        "method": "balagan",
         "data": {"size_px": 8, "channels": 3, "val_fraction": 0.0},
         "features": {"input_px": 32},
         "filtering": {"checks": [], "pool_images": 64},
@@ -44,7 +48,7 @@ def tiny_recipe(**sections: Mapping[str, object] | object) -> Recipe:
     }  # fmt: skip
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section} if isinstance(section, Mapping) else section
-    return build(Recipe, values)
+    return build_recipe(values)
 
 
 def write_classes(root: Path, counts: Mapping[str, int], side: int = 8, seed: int = 0) -> Path:
@@ -58,6 +62,28 @@ def write_classes(root: Path, counts: Mapping[str, int], side: int = 8, seed: in
             pixels[:, : side // 2] += 60 * (number % 2)
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{number:03d}.png")
     return root
+
+
+def generate(run: Path, out: Path | str, **options: Any) -> Any:
+    """`rebalance.generate` with the fields of its option objects as keywords."""
+    return rebalance.generate(run, out, **in_objects(options))
+
+
+def filter_images(images: Path, real: Path, out: Path, **options: Any) -> Any:
+    """`rebalance.filter` with the fields of its option objects as keywords."""
+    return rebalance.filter(images, real, out, **in_objects(options))
+
+
+def in_objects(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Gather keywords in the option objects that have fields of their names; `features` is the name of one."""
+    rest = {"name" if key == "features" else key: value for key, value in options.items()}
+
+    def taken(kind: type) -> dict[str, Any]:
+        return {field.name: rest.pop(field.name) for field in fields(kind) if field.name in rest}
+
+    features = FeatureChoice(**taken(FeatureChoice))
+    output = OutputOptions(**taken(OutputOptions))
+    return {"output": output, "filtering": FilterChoice(**taken(FilterChoice), features=features), **rest}
 
 
 def weights_of(networks: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
@@ -97,7 +123,11 @@ class ToyTrainable(Trainable):
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase("first", ("tail",), 1e-2), Phase("second", ("body",), 1e-2))
+        return (Phase("first", ("tail",)), Phase("second", ("body",)))
+
+    @property
+    def optimizers(self) -> dict[str, NetworkOptimizer]:
+        return {"tail": NetworkOptimizer(1e-2), "body": NetworkOptimizer(1e-2)}
 
     def forward(self, batch: ToyBatch, context: StepContext) -> torch.Tensor:
         self.contexts.append(context)

@@ -1,15 +1,11 @@
 """Configuration: documented, checked, frozen options, and the recipes that fill them."""
 
-from rebalance.config.balagan import (
-    BalaganOptions,
-    DiscriminatorOptions,
-    GeneratorOptions,
-    LossWeights,
-)
-from rebalance.config.downstream import DownstreamOptions
+from rebalance.config.method import MethodOptions
 from rebalance.config.options import Options, changed_keys, option
-from rebalance.config.recipe import (
-    CHECKS,
+from rebalance.config.recipe import Recipe, build_recipe, dump_recipe, load_recipe, recipe_names, recipe_text
+from rebalance.config.requests import FeatureChoice, FilterChoice, OutputOptions, StudyOptions
+from rebalance.config.sections import (
+    AUGMENTATIONS,
     EXTRACTORS,
     DataOptions,
     EncoderOptions,
@@ -19,33 +15,31 @@ from rebalance.config.recipe import (
     ModalityOptions,
     OptimizerOptions,
     PlanOptions,
-    Recipe,
     TrainingOptions,
-    dump_recipe,
-    load_recipe,
-    recipe_names,
-    recipe_text,
 )
+from rebalance.config.study import DownstreamOptions
 
 __all__ = [
-    "CHECKS",
+    "AUGMENTATIONS",
     "EXTRACTORS",
-    "BalaganOptions",
     "DataOptions",
-    "DiscriminatorOptions",
     "DownstreamOptions",
     "EncoderOptions",
+    "FeatureChoice",
     "FeatureOptions",
+    "FilterChoice",
     "FilteringOptions",
     "GenerationOptions",
-    "GeneratorOptions",
-    "LossWeights",
+    "MethodOptions",
     "ModalityOptions",
     "OptimizerOptions",
     "Options",
+    "OutputOptions",
     "PlanOptions",
     "Recipe",
+    "StudyOptions",
     "TrainingOptions",
+    "build_recipe",
     "changed_keys",
     "dump_recipe",
     "load_recipe",

@@ -41,6 +41,11 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def required(doc: str) -> Any:
+    """Declare a field of an `Options` class that has no default."""
+    return dataclasses.field(metadata={"doc": doc, **dict.fromkeys(("at_least", "at_most", "above", "choices"))})
+
+
 @dataclass(frozen=True)
 class Options:
     """Base of every section of a recipe; construction checks every field against its declaration."""
@@ -53,6 +58,16 @@ class Options:
         """
         for field in dataclasses.fields(self):
             check(f"{type(self).__name__}.{field.name}", field.metadata, getattr(self, field.name))
+
+    @classmethod
+    def from_section(cls: type[O], values: Mapping[str, Any], where: str) -> O:
+        """Build a section from plain values; classes that others stand in for choose here."""
+        return build(cls, values, where)
+
+    @property
+    def section_head(self) -> dict[str, Any]:
+        """Return the keys that say which class a section is built of; none by default."""
+        return {}
 
 
 def check(name: str, rule: Mapping[str, Any], value: Any) -> None:
@@ -113,7 +128,7 @@ def build(kind: type[O], values: Mapping[str, Any], where: str = "") -> O:
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, type) and issubclass(hint, Options):
-        return value if isinstance(value, hint) else build(hint, value, where)
+        return value if isinstance(value, hint) else hint.from_section(value, where)
     if isinstance(hint, types.UnionType):
         if value is None:
             return None
@@ -144,8 +159,25 @@ def to_mapping(options: Options) -> dict[str, Any]:
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if isinstance(value, Options):
-            values[field.name] = to_mapping(value)
+            values[field.name] = {**value.section_head, **to_mapping(value)}
         else:
+            values[field.name] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def without_defaults(options: Options) -> dict[str, Any]:
+    """Return as nested plain values what differs from the defaults.
+
+    Fingerprints are taken of it, so that a key that a later release adds changes none.
+    """
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, Options):
+            inner = {**value.section_head, **without_defaults(value)}
+            if inner:
+                values[field.name] = inner
+        elif field.default is dataclasses.MISSING or value != field.default:
             values[field.name] = list(value) if isinstance(value, tuple) else value
     return values
 
@@ -175,5 +207,5 @@ def set_dotted(values: dict[str, Any], dotted: str, value: Any) -> None:
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise InputError(f"--set {dotted}: {section!r} is a value, not a section")
+            raise InputError(f"`overrides`: in {dotted}, {section!r} is a value, not a section")
     values[last] = value

@@ -1,4 +1,4 @@
-"""Calibrating a run: real features, a pool of candidates of each target, and what was found, kept with the run."""
+"""Calibrating a run: real features and a pool of candidates of each target; the result is kept with the run."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from rebalance import files
-from rebalance.features import FeatureExtractor
-from rebalance.filtering.archive import read_calibrations, write_calibrations
+from rebalance import storage
+from rebalance.filtering.calibration_store import read_calibrations, write_calibrations
 from rebalance.filtering.class_gate import ClassCalibration, calibrate_class
-from rebalance.filtering.evidence import Evidence, texture
-from rebalance.filtering.fitting import fit_space
-from rebalance.filtering.gates import Gates
-from rebalance.filtering.real import real_evidence
-from rebalance.generation import LoadedRun, Made, Slot, Synthesizer, batches_by_model, candidate_stream
+from rebalance.filtering.criteria import Criteria
+from rebalance.filtering.evidence import Evidence
+from rebalance.filtering.measuring import evidence_from, real_evidence
+from rebalance.filtering.space import fit_space
+from rebalance.generation.loaded_run import LoadedRun
+from rebalance.generation.slots import Slot
+from rebalance.generation.synthesizer import Made, Synthesizer, batches_by_model
 from rebalance.index import ImageIndex
-from rebalance.planning import real_features
+from rebalance.index.features import real_features
+from rebalance.measures.features import FeatureExtractor
 
 
 def calibrate(
     run: LoadedRun,
     synthesizer: Synthesizer,
-    gates: Gates,
+    criteria: Criteria,
     targets: tuple[str, ...],
     extractor: FeatureExtractor,
     seed: int,
@@ -35,18 +37,18 @@ def calibrate(
     Args:
         run: the run.
         synthesizer: makes the pool, with features.
-        gates: what is asked.
+        criteria: what is asked.
         targets: classes to calibrate.
         extractor: the features.
         seed: the generation's seed.
     """
     options = run.recipe.filtering
-    key = files.sha256_bytes(
-        files.canonical_json(
+    key = storage.sha256_bytes(
+        storage.canonical_json(
             [
                 run.fingerprint,
                 asdict(options),
-                gates.to_json(),
+                criteria.to_json(),
                 extractor.name,
                 extractor.version,
                 seed,
@@ -56,50 +58,48 @@ def calibrate(
     )
     path = run.directory.calibration_path / f"{key[:16]}.json"
     # One at a time, whoever makes which shards, so that all have the same; and on threads of a fixed number.
-    with files.locked(path.parent, wait=True), threadpool_limits(run.recipe.generation.threads):
+    with storage.locked(path.parent, wait=True), threadpool_limits(run.recipe.generation.threads):
         # What a user's function gives may have changed under the same name.
-        found = read_calibrations(path, key) if extractor.version else None
-        if found is None:
-            found = _measured(run, synthesizer, gates, targets, extractor, seed, key)
-            found = write_calibrations(path, key, extractor.name, seed, found)
-    return found
+        calibrations = read_calibrations(path, key) if extractor.version else None
+        if calibrations is None:
+            calibrations = _measured(run, synthesizer, criteria, targets, extractor, seed, key)
+            calibrations = write_calibrations(path, key, extractor.name, seed, calibrations)
+    return calibrations
 
 
 def _measured(
     run: LoadedRun,
     synthesizer: Synthesizer,
-    gates: Gates,
+    criteria: Criteria,
     targets: tuple[str, ...],
     extractor: FeatureExtractor,
     seed: int,
     key: str,
 ) -> dict[str, ClassCalibration]:
     options = run.recipe.filtering
-    real = real_evidence(RunView(run, synthesizer, extractor), gates, targets, run.recipe.seed)
+    real = real_evidence(RunView(run, synthesizer, extractor), criteria, targets, run.recipe.seed)
     space = fit_space(real, options.dimensions, run.recipe.plan.feature_images, seed)
-    found = {}
+    calibrations = {}
     for target in targets:
         pool = evidence_of(list(_candidate_pool(run, synthesizer, target, f"calibration/{key}")), synthesizer)
-        found[target] = calibrate_class(
+        calibrations[target] = calibrate_class(
             target,
             real,
             space,
             pool,
-            gates,
+            criteria,
             floor_draws=options.floor_draws,
             seed=seed,
         )
-    return found
+    return calibrations
 
 
 def evidence_of(batch: Sequence[Made], synthesizer: Synthesizer) -> Evidence:
-    """Return what is known of made images of one class."""
-    known = synthesizer.knows(batch[0].candidate.slot.class_name)
-    return Evidence(
-        features=np.stack([made.features for made in batch]),
-        texture=texture(np.stack([made.pixels for made in batch])),
-        confidence=np.array([made.confidence for made in batch]) if known else None,
-    )
+    """Return what is has_head of made images of one class."""
+    has_head = synthesizer.has_head_for(batch[0].candidate.slot.class_name)
+    features = np.stack([made.features for made in batch if made.features is not None])
+    confidence = np.array([made.confidence for made in batch]) if has_head else None
+    return evidence_from(features, np.stack([made.pixels for made in batch]), confidence)
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,10 @@ class RunView:
 
 def _candidate_pool(run: LoadedRun, synthesizer: Synthesizer, target: str, key: str) -> Iterator[Made]:
     """Make the first candidates of a class's pool."""
-    stream = candidate_stream(key, run.index, run.plan, run.recipe)
+    stream = run.candidate_stream(key)
     candidates = [stream.draw(Slot(target, ordinal), 0) for ordinal in range(run.recipe.filtering.pool_images)]
     with ThreadPoolExecutor() as pool:
         for batch in batches_by_model(run, candidates, synthesizer.batch):
-            yield from synthesizer.make(batch, list(pool.map(synthesizer.load, [c.source for c in batch])))
+            yield from synthesizer.make(
+                batch, list(pool.map(synthesizer.load, [c.source for c in batch if c.source is not None]))
+            )

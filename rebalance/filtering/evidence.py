@@ -1,36 +1,33 @@
-"""What is known of images before they are judged: features, roughness, near copies, the method's own confidence."""
+"""What is measured of images before they are judged, real ones and candidates."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image
 
-from rebalance import images
-from rebalance.class_probe import held_out_confidence
+from rebalance.measures.class_probe import held_out_confidence
 
 
 @dataclass(frozen=True)
 class RealFeatures:
-    """What is known of the real images that filters are fitted to, by class; what is not there is not asked.
+    """What is measured of the real images that filters are fitted to, by class; checks do without what is missing.
 
     Attributes:
         train: (n, D) features of every class that takes part.
         held_out: (m, D) of their val images, which no fit has seen.
-        copies: (c, n, D) features of c near copies of each train image, see `near_copies`.
-        texture: (n,) of train images, see `texture`.
+        copies: (c, n, D) features of c near copies of each train image.
+        measured: (n,) values of train images, by the name of what is measured on pixels, then by class.
         confidence: (m,) of held-out images, the method's own.
-        others: (k, D) of some val images of every class that has any, for how sure of a class those of others are.
+        others: (k, D) of some val images of every class that has any, for the confidence of other classes' images.
         others_confidence: (k,) of these by the method itself, by the class that is asked for, then by their own.
     """
 
     train: Mapping[str, np.ndarray]
     held_out: Mapping[str, np.ndarray]
     copies: Mapping[str, np.ndarray] = field(default_factory=dict)
-    texture: Mapping[str, np.ndarray] = field(default_factory=dict)
+    measured: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     confidence: Mapping[str, np.ndarray] = field(default_factory=dict)
     others: Mapping[str, np.ndarray] = field(default_factory=dict)
     others_confidence: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
@@ -39,7 +36,7 @@ class RealFeatures:
     )
 
     def unseen_confidence(self, name: str, of: str, seed: int) -> np.ndarray:
-        """Return how sure of a class (n,) classifiers are that have not seen the images; found once for all.
+        """Return the confidence (n,) in a class by classifiers that have not seen the images; measured once for all.
 
         Args:
             name: the class that is asked for; there must be another.
@@ -53,35 +50,24 @@ class RealFeatures:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of candidates before they are judged.
+    """What is measured of candidates before they are judged.
 
     Attributes:
         features: (n, D).
-        texture: (n,); None is not asked.
+        measured: (n,) values by the name of what is measured on pixels; checks do without what is missing.
         confidence: (n,) probability of their class by the method itself; None where it cannot tell.
     """
 
     features: np.ndarray
-    texture: np.ndarray | None = None
+    measured: Mapping[str, np.ndarray] = field(default_factory=dict)
     confidence: np.ndarray | None = None
 
 
-def texture(pixels: np.ndarray) -> np.ndarray:
-    """Return the roughness (n,) of images (n, H, W, C) uint8: log of 1 + the mean absolute Laplacian of their gray."""
-    gray = pixels.mean(3, dtype=np.float32)
-    inner = gray[:, 1:-1, 1:-1]
-    around = gray[:, :-2, 1:-1] + gray[:, 2:, 1:-1] + gray[:, 1:-1, :-2] + gray[:, 1:-1, 2:]
-    return np.log1p(np.abs(4 * inner - around).mean((1, 2)))
-
-
-def near_copies(pixels: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield what counts as copies of images (n, H, W, C) uint8: flipped, moved by a pixel four ways, compressed.
-
-    One kind after another, so that memory holds no more than one of them.
-    """
-    yield pixels[:, :, ::-1]
-    for axis in (1, 2):
-        for step in (1, -1):
-            yield np.roll(pixels, step, axis)
-    compressed = [np.asarray(Image.open(io.BytesIO(images.encode(image, "jpg", 75)))) for image in pixels]
-    yield np.stack(compressed).reshape(pixels.shape)
+def concatenated(parts: Sequence[Evidence]) -> Evidence:
+    """Return the evidence on batches of candidates as that on one; all parts hold the same kinds."""
+    confidences = [part.confidence for part in parts if part.confidence is not None]
+    return Evidence(
+        np.concatenate([part.features for part in parts]),
+        {name: np.concatenate([part.measured[name] for part in parts]) for name in parts[0].measured},
+        np.concatenate(confidences) if len(confidences) == len(parts) else None,
+    )

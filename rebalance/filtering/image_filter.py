@@ -1,90 +1,59 @@
-"""What an image of a class must pass; `fitting` sets the limits.
-
-An image has no FID, but it has an *influence* on one, and there is other evidence. In the order of asking:
-
-    outlier         its Mahalanobis distance is beyond that of 99% of the real images, each seen from all the others, or
-                    it is rougher or smoother than they are, which deep features hardly see
-    low_confidence  its class is less sure than that of 95% of the class's real images, to the method (where it can
-                    tell) and a classifier of real images together; or, where images of the most similar other class
-                    are less sure than that, than the middle between the two
-    memorised       it is more similar to a train image, or to that moved, flipped or compressed, than 99% of the
-                    held-out real images are
-    influence       keeping it takes the set's Fréchet distance up by more than the threshold allows
-"""
+"""The filter of a class's single images: it scores them by every check, and judges them by their scores."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from rebalance import frechet
-from rebalance.class_probe import ClassProbe
-from rebalance.config import CHECKS
-from rebalance.errors import InputError
-from rebalance.filtering.bank import Bank, product
+from rebalance import storage
+from rebalance.filtering.checks import REGISTRY, check_named
+from rebalance.filtering.checks.base import FittedCheck, ScoredBatch
 from rebalance.filtering.evidence import Evidence
-from rebalance.influence import Influence
-
-OUTLIER, LOW_CONFIDENCE, MEMORISED, INFLUENCE = CHECKS
-"""The checks, in the order in which an image is asked; the first that it fails is its reason."""
+from rebalance.filtering.space import Space, float64_product
 
 UNMEASURED = -1.0
+"""The score of a check that was not asked."""
+
+_DIGITS = 6
+"""Decimals of a score: what a verdict sees is what a record holds."""
 
 
 @dataclass(frozen=True)
-class FilterOptions:
-    """Which checks are asked, and limits that replace calibrated ones.
+class Scores(Mapping[str, float]):
+    """The scores of one image by their names, -1 where a check was not asked.
 
     Attributes:
-        checks: any of `CHECKS`.
-        keep: share of the pool's images, after the other checks, whose influence is allowed; None: calibrated.
-        min_confidence: least confidence; None: calibrated.
-        max_similarity: largest cosine to a train image; None: calibrated.
+        measured: those that were asked.
     """
 
-    checks: tuple[str, ...] = CHECKS
-    keep: float | None = None
-    min_confidence: float | None = None
-    max_similarity: float | None = None
+    measured: Mapping[str, float] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        """Check every range."""
-        for check in self.checks:
-            if check not in CHECKS:
-                raise InputError("filtering.checks is unknown", value=check, allowed=", ".join(CHECKS))
-        limits = {
-            "--keep": (self.keep, 0.01, 1.0),
-            "--min-confidence": (self.min_confidence, 0.0, 1.0),
-            "--max-similarity": (self.max_similarity, -1.0, 1.0),
-        }
-        for option, (value, least, most) in limits.items():
-            if value is not None and not least <= value <= most:
-                raise InputError(option, value=value, allowed=f"{least:g} to {most:g}")
+    def __getitem__(self, name: str) -> float:
+        """Return a score."""
+        if name not in self.measured and all(name != check.score_name for check in REGISTRY.values()):
+            raise KeyError(name)
+        return self.measured.get(name, UNMEASURED)
 
+    def __iter__(self) -> Iterator[str]:
+        """Return the names of all scores, in the registered order."""
+        return (check.score_name for check in REGISTRY.values())
 
-@dataclass(frozen=True)
-class Scores:
-    """What is known of one image; -1 where it was not asked.
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(REGISTRY)
 
-    Attributes:
-        outlier: Mahalanobis distance over the largest allowed.
-        confidence: probability of its class.
-        similarity: cosine to the most similar real train image.
-        influence: share of the pool with less influence on the Fréchet distance.
-    """
-
-    outlier: float = UNMEASURED
-    confidence: float = UNMEASURED
-    similarity: float = UNMEASURED
-    influence: float = UNMEASURED
+    def to_json(self) -> dict[str, float]:
+        """Return all scores as plain values."""
+        return dict(self)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an image is kept, and if not, why: the first check that it fails, and all of them."""
+    """The verdict on an image: the checks that it fails, in order; none for one that is kept."""
 
     reasons: tuple[str, ...] = ()
 
@@ -100,136 +69,76 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Space:
-    """What the filters of several classes share.
-
-    Attributes:
-        projection: principal components of the pooled real features.
-        whitening: (d, d), makes the pooled within-class covariance there the identity.
-        probe: classifier of all classes; None when there is only one.
-        image_weight: what one image of those that the whitening was fitted to weighs in that covariance; asked only by
-            the fitting.
-    """
-
-    projection: frechet.Projection
-    whitening: np.ndarray
-    probe: ClassProbe | None
-    image_weight: float = 0.0
-
-
-@dataclass(frozen=True)
 class ImageFilter:
     """The checks of one class.
 
     Attributes:
         class_name: the class.
-        checks: those that are asked.
-        space: projection and classifier.
-        mean: (d,) mean of the real train images, whitened.
-        precision: (d, d) inverse of their shrunk covariance, whitened.
-        max_distance: largest Mahalanobis distance.
-        texture: mean of the real images' texture, and how far from it an image may be; empty: not asked.
-        min_confidence: least confidence.
-        bank: the real train images and their near copies.
-        max_similarity: largest cosine to one of them.
-        influence: of single images on the Fréchet distance.
-        max_influence: largest influence allowed.
-        pool: (p,) influences of the pool's images, ascending, each measured from the others.
+        space: components, whitening and classifier.
+        checks: the fitted checks by name, in the registered order.
         notes: what could not be calibrated as it should be.
     """
 
     class_name: str
-    checks: tuple[str, ...]
     space: Space
-    mean: np.ndarray
-    precision: np.ndarray
-    max_distance: float
-    texture: tuple[float, ...]
-    min_confidence: float
-    bank: Bank
-    max_similarity: float
-    influence: Influence
-    max_influence: float
-    pool: np.ndarray
+    checks: Mapping[str, FittedCheck]
     notes: tuple[str, ...] = ()
 
     def scores(self, evidence: Evidence) -> list[Scores]:
         """Score images, each by itself."""
-        centred = from_centre(evidence.features, self.space.projection)
-        n, seen = len(centred), product(centred, self._matrix)
-        d, r = len(self.mean), self.bank.axes.shape[1]
-        small = seen[:, :d]
-        outlier = confidence = similarity = influence = np.full(n, UNMEASURED)
-        if OUTLIER in self.checks:
-            outlier = mahalanobis(small @ self.space.whitening - self.mean, self.precision) / self.max_distance
-            if self.texture and evidence.texture is not None:
-                mean, most = self.texture
-                outlier = np.maximum(outlier, np.abs(evidence.texture - mean) / most)
-        if LOW_CONFIDENCE in self.checks:
-            probe, logits = self.space.probe, seen[:, d:-r]
-            of_probe = probe.among(logits + self._probe_offsets, self.class_name) if probe else np.ones(n)
-            confidence = joined(of_probe, evidence.confidence)
-        if MEMORISED in self.checks:
-            similarity = self.bank.similarity(centred, seen[:, -r:])
-        if INFLUENCE in self.checks:
-            influence = np.searchsorted(self.pool, self.influence.of(small), side="left") / max(len(self.pool), 1)
-        columns = (outlier, confidence, similarity, influence)
-        return [Scores(*row) for row in np.round(np.stack(columns, 1), 6).tolist()]
+        centred = self.space.centred(evidence.features)
+        product = float64_product(centred, self._matrix)
+        components = product[:, : self.space.projection.axes.shape[1]]
+        names, columns = [], []
+        for name, check in self.checks.items():
+            batch = ScoredBatch(evidence, centred, components, product[:, self._columns[name]])
+            names.append(check_named(name).score_name)
+            columns.append(np.round(np.asarray(check.score(batch), np.float64), _DIGITS).tolist())
+        if not columns:
+            return [Scores()] * len(centred)
+        return [Scores(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
 
     @cached_property
     def _matrix(self) -> np.ndarray:
-        """What features from the pooled mean are multiplied with, side by side: components, classifier, bank."""
-        space = self.space
-        parts = [space.projection.axes, *([space.probe.weights] if space.probe else []), self.bank.axes]
-        return np.concatenate(parts, axis=1).astype(np.float64)
+        """The matrix (D, d + k) that centred features are multiplied with: components, then each check's columns.
+
+        One product costs less than one a check.
+        """
+        own = [columns for columns in (check.columns() for check in self.checks.values()) if columns is not None]
+        return np.concatenate([self.space.projection.axes, *own], axis=1).astype(np.float64)
 
     @cached_property
-    def _probe_offsets(self) -> np.ndarray:
-        """The classifier's offsets for features from the pooled mean, which is subtracted in float32."""
-        probe, centre = self.space.probe, self.space.projection.centre.astype(np.float32)
-        return probe.offsets + centre.astype(np.float64) @ probe.weights if probe else np.zeros(0)
+    def _columns(self) -> dict[str, slice]:
+        """Where the columns of each check stand in the product; empty for a check without any."""
+        places, first = {}, self.space.projection.axes.shape[1]
+        for name, check in self.checks.items():
+            own = check.columns()
+            width = 0 if own is None else own.shape[1]
+            places[name] = slice(first, first + width)
+            first += width
+        return places
 
     def judge(self, scores: Scores) -> Verdict:
         """Judge an image by its scores and nothing else."""
-        failed = {
-            OUTLIER: scores.outlier > 1,
-            LOW_CONFIDENCE: scores.confidence != UNMEASURED and scores.confidence < self.min_confidence,
-            MEMORISED: scores.similarity > self.max_similarity,
-            INFLUENCE: scores.influence > self._most_influence,
-        }
-        return Verdict(tuple(check for check in self.checks if failed[check]))
-
-    @cached_property
-    def _most_influence(self) -> float:
-        """The limit as a share of the pool, rounded as scores are."""
-        return round(float(np.searchsorted(self.pool, self.max_influence, side="right")) / max(len(self.pool), 1), 6)
+        named = ((name, check, scores[check_named(name).score_name]) for name, check in self.checks.items())
+        return Verdict(tuple(name for name, check, score in named if score != UNMEASURED and check.fails(score)))
 
     def thresholds(self) -> dict[str, Any]:
-        """Return what was calibrated, as plain values."""
-        return {
-            "max_distance": self.max_distance,
-            "min_confidence": self.min_confidence,
-            "max_similarity": self.max_similarity,
-            "keep": self._most_influence if INFLUENCE in self.checks else None,
-            "notes": list(self.notes),
+        """Return the limit of every registered check, None where it is not asked, and the notes."""
+        limits = {
+            check.threshold_name: self.checks[name].threshold if name in self.checks else None
+            for name, check in REGISTRY.items()
         }
+        return {**limits, "notes": list(self.notes)}
 
-
-def confidence_of(space: Space, name: str, features: np.ndarray, own: np.ndarray | None) -> np.ndarray:
-    """The classifier's confidence, or its geometric mean with the method's own: each has blind spots of its own."""
-    return joined(space.probe.confidence(features, name) if space.probe else np.ones(len(features)), own)
-
-
-def joined(of_probe: np.ndarray, own: np.ndarray | None) -> np.ndarray:
-    """Join confidences (n,) of the classifier and, where it can tell, of the method itself."""
-    return of_probe if own is None else np.sqrt(of_probe * own)
-
-
-def mahalanobis(centred: np.ndarray, precision: np.ndarray) -> np.ndarray:
-    """Return Mahalanobis distances (n,) of vectors from the mean (n, d), with an inverse covariance (d, d)."""
-    return np.sqrt(((centred @ precision) * centred).sum(1).clip(min=0))
-
-
-def from_centre(features: np.ndarray, projection: frechet.Projection) -> np.ndarray:
-    """Return features (n, D) from the pooled mean, float32."""
-    return features.astype(np.float32) - projection.centre.astype(np.float32)
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of everything that decides a verdict."""
+        space, probe = self.space, self.space.probe
+        arrays = [space.projection.centre, space.projection.axes, space.whitening]
+        arrays += [probe.weights, probe.offsets] if probe else []
+        arrays += [array for check in self.checks.values() for _, array in sorted(check.arrays().items())]
+        numbers = [[name, check.numbers()] for name, check in self.checks.items()]
+        texts = [storage.canonical_json([numbers, list(self.notes), list(probe.names) if probe else []])]
+        texts += [storage.sha256_bytes(np.ascontiguousarray(array).tobytes()) for array in arrays]
+        return storage.sha256_bytes("/".join(texts).encode())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from rebalance.estimators import student_quantile
+from rebalance.measures.estimators import student_quantile
 
+# Images that the known deviation counts as; of fewer, the first few images say nearly all.
 _PRIOR_IMAGES = 8
 
 
@@ -41,7 +42,7 @@ def limit_of_next(values: np.ndarray, share: float, prior: float, at_least_large
 def log_odds_of(probability: np.ndarray | float) -> np.ndarray:
     """Return log-odds of probabilities, which are told apart by six decimals, as scores are."""
     inside = np.clip(probability, 1e-6, 1 - 1e-6)
-    return np.log(inside) - np.log1p(-inside)
+    return np.asarray(np.log(inside) - np.log1p(-inside))
 
 
 def probability_of(log_odds: float | np.ndarray) -> float:

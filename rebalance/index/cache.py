@@ -1,4 +1,4 @@
-"""What was found in files the last time, so that a data set which has not changed is not decoded again."""
+"""Facts about files from the last call, so that a data set which has not changed is not decoded again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import PIL
@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rebalance import files
+from rebalance import storage
 from rebalance.errors import RebalanceError
-from rebalance.index.readers import Entry
-from rebalance.index.table import SCHEMA
+from rebalance.index.image_index import SCHEMA
+from rebalance.index.readers.listing import Entry
 from rebalance.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 STAMP_SCHEMA = pa.schema(
     [("file_bytes", pa.int64()), ("modified_ns", pa.int64()), ("changed_ns", pa.int64()), ("inode", pa.uint64())]
 )
-"""What tells that a file is the one of the last time."""
+"""Columns that tell an unchanged file from a changed one."""
 
 _SETTLED_NS = 2_000_000_000
 """A file that was changed this shortly before the cache was written may change again without another time."""
@@ -33,7 +33,7 @@ _SETTLED_NS = 2_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What looking at one image gave.
+    """Facts about one image.
 
     Attributes:
         width: as shown, in pixels.
@@ -65,17 +65,18 @@ FACTS_SCHEMA = pa.schema([pa.unify_schemas([SCHEMA, STAMP_SCHEMA]).field(field.n
 
 _KEY = ("path", "member", "offset")
 _SCHEMA = pa.schema([*(SCHEMA.field(name) for name in _KEY), *FACTS_SCHEMA])
-_PART = 1 << 14
+_PART = 1 << 14  # rows filtered at once: a second table of all would double the memory
 
 
-def stamp_of(status: os.stat_result) -> dict[str, int]:
-    """Return the fields of `Facts` that tell a file from a changed one."""
-    return {
-        "file_bytes": status.st_size,
-        "modified_ns": status.st_mtime_ns,
-        "changed_ns": status.st_ctime_ns,
-        "inode": status.st_ino,
-    }
+def stamped(facts: Facts, status: storage.FileStatus) -> Facts:
+    """Return facts with the fields that tell their file from a changed one."""
+    return replace(
+        facts,
+        file_bytes=status.size,
+        modified_ns=status.modified_ns,
+        changed_ns=status.changed_ns,
+        inode=status.inode,
+    )
 
 
 class FactsCache:
@@ -87,27 +88,27 @@ class FactsCache:
     @classmethod
     def of(cls, root: Path) -> FactsCache:
         """Open the cache of a data set, empty when there is none or when it cannot be read."""
-        folder = files.cache_folder()
+        folder = storage.cache_folder()
         if folder is None:
             return cls(None, _SCHEMA.empty_table(), 0)
         # What counts as an image may change with these versions.
         key = os.fsencode(root) + f"\0{__version__}\0{PIL.__version__}".encode()
-        path = folder / f"index-{files.sha256_bytes(key)[:24]}.parquet"
+        path = folder / f"index-{storage.sha256_bytes(key)[:24]}.parquet"
         try:
-            return cls(path, pq.read_table(path), path.stat().st_mtime_ns)
+            return cls(path, _read_table(path), storage.status(path).modified_ns)
         except (OSError, KeyError, pa.ArrowException):
             return cls(path, _SCHEMA.empty_table(), 0)
 
     def find(self, entries: Sequence[Entry], root: Path) -> list[Facts | None]:
-        """Return what is known of neighbouring entries, None for one that is new or whose file may have changed."""
+        """Return the facts of neighbouring entries, None for one that is new or whose file may have changed."""
         rows = self._rows(entries[0], entries[-1])
         columns = {name: rows.column(name).to_pylist() for name in _SCHEMA.names}
         keys = zip(*(columns[name] for name in _KEY), strict=True)
         facts = dict(zip(keys, map(Facts, *(columns[name] for name in FACTS_SCHEMA.names)), strict=True))
-        known = [facts.get((entry.path, entry.member, entry.offset)) for entry in entries]
+        remembered = [facts.get((entry.path, entry.member, entry.offset)) for entry in entries]
         return [
-            found if found and not entry.reason and self._is_as_it_was(found, os.path.join(root, entry.path)) else None
-            for entry, found in zip(entries, known, strict=True)
+            past if past and not entry.reason and self._is_unchanged(past, root / entry.path) else None
+            for entry, past in zip(entries, remembered, strict=True)
         ]
 
     def _rows(self, first: Entry, last: Entry) -> pa.Table:
@@ -120,14 +121,13 @@ class FactsCache:
         start = bisect_left(every, (first.path, first.member), key=name)
         return self._table.slice(start, bisect_right(every, (last.path, last.member), key=name) - start)
 
-    def _is_as_it_was(self, found: Facts, path: str) -> bool:
-        if found.changed_ns >= self._newest_ns:
+    def _is_unchanged(self, past: Facts, path: Path) -> bool:
+        if past.changed_ns >= self._newest_ns:
             return False
         try:
-            stamp = stamp_of(os.stat(path))
+            return stamped(past, storage.status(path)) == past
         except (OSError, ValueError):
             return False
-        return all(getattr(found, name) == value for name, value in stamp.items())
 
     def remember(self, table: pa.Table) -> None:
         """Write the rows of usable images; a place that cannot be written costs time only.
@@ -137,14 +137,14 @@ class FactsCache:
         if self._path is None or self._holds(table):
             return
         try:
-            with files.atomic_path(self._path) as temporary, pq.ParquetWriter(temporary, _SCHEMA) as writer:
+            with storage.replacing(self._path) as temporary, pq.ParquetWriter(temporary, _SCHEMA) as writer:
                 for rows in _usable(table):
                     writer.write_table(rows)
         except RebalanceError as error:
-            logger.info("what was found in the data set is not remembered: %s", error)
+            logger.info("facts about the data set are not remembered: %s", error)
 
     def _holds(self, table: pa.Table) -> bool:
-        """Whether the usable rows of a table are those that were read, and settled when they were written."""
+        """Return whether the usable rows of a table are those that were read, and settled when they were written."""
         if (pc.max(self._table.column("changed_ns")).as_py() or 0) >= self._newest_ns:
             return False
         n_same = 0
@@ -153,6 +153,11 @@ class FactsCache:
                 return False
             n_same += len(rows)
         return n_same == len(self._table)
+
+
+def _read_table(path: Path) -> pa.Table:
+    with storage.opened(path) as file:
+        return pq.read_table(file)
 
 
 def _usable(table: pa.Table) -> Iterator[pa.Table]:

@@ -1,4 +1,4 @@
-"""What a user wants to know of a data set before anything else."""
+"""Summary of a data set: counts, sizes, bad files, copies across splits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rebalance.index.table import SPLITS, ImageIndex
+from rebalance.index.image_index import SPLITS, ImageIndex
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ def inspect_index(index: ImageIndex) -> Inspection:
     """Summarise an index."""
     usable = index.usable
     counts = {split: index.counts(split) for split in SPLITS if (usable & (index.column("split") == split)).any()}
-    train = list(counts.get("train", {}).values())
-    bad = tuple(BadFile(index.name(row), index.column("reason")[row]) for row in np.flatnonzero(~usable))
+    train: list[int] = list(counts.get("train", {}).values())
+    bad = tuple(BadFile(index.name(row), index.column("reason")[row]) for row in np.flatnonzero(~usable).tolist())
     leaks, n_duplicates = _copies(index)
     return Inspection(
         counts=counts,
-        imbalance=max(train) / min(train) if train and min(train) else None,
+        imbalance=max(train) / least if (least := min(train, default=0)) else None,
         width_px=_spread(index.column("width")[usable]),
         height_px=_spread(index.column("height")[usable]),
         bad=bad,

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from rebalance import files, images
+from rebalance import imaging, storage
 from rebalance.errors import DamagedError, InputError
 from rebalance.index import ImageIndex
+from rebalance.modalities.clustering import cluster
 
 PREVIEW_ROWS = 8
 
@@ -59,15 +58,15 @@ class Modalities:
     def of_image(self, image_id: int) -> int:
         """Return the modality of an image, -1 when it took no part."""
         position = int(np.searchsorted(self.image_ids, image_id))
-        found = position < len(self.image_ids) and self.image_ids[position] == image_id
-        return int(self.modality_ids[position]) if found else -1
+        takes_part = position < len(self.image_ids) and self.image_ids[position] == image_id
+        return int(self.modality_ids[position]) if takes_part else -1
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of which image is of which modality, whatever file it is written to."""
         table = [[modality.class_name, modality.number] for modality in self.table]
         rows = [self.image_ids.tolist(), self.modality_ids.tolist()]
-        return files.sha256_bytes(files.canonical_json([table, rows]).encode())
+        return storage.sha256_bytes(storage.canonical_json([table, rows]).encode())
 
     def save(self, path: Path, index: ImageIndex) -> None:
         """Write one row an image - id, path, class, modality - as Parquet."""
@@ -80,7 +79,7 @@ class Modalities:
                 "modality": numbers,
             }
         )
-        with files.atomic_path(path) as temporary:
+        with storage.replacing(path) as temporary:
             pq.write_table(table, temporary)
 
     @classmethod
@@ -91,7 +90,8 @@ class Modalities:
             DamagedError: missing or damaged.
         """
         try:
-            table = pq.read_table(path)
+            with storage.opened(path) as file:
+                table = pq.read_table(file)
             classes, numbers = table.column("class").to_pylist(), table.column("modality").to_pylist()
             return _collect(table.column("id").to_numpy(), list(zip(classes, numbers, strict=True)))
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
@@ -125,7 +125,8 @@ def assign(
     Raises:
         InputError: an image without a sub-label.
     """
-    image_ids, modes = [], []
+    image_ids: list[np.ndarray] = []
+    modes: list[tuple[str, int]] = []
     for class_name, k in numbers.items():
         rows = index.rows("train", class_name)
         if by == "column" and k > 1:
@@ -149,43 +150,6 @@ def _by_sublabel(index: ImageIndex, rows: np.ndarray) -> np.ndarray:
     return np.unique(sublabels, return_inverse=True)[1]
 
 
-def cluster(features: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """Spherical k-means (faiss): return labels (n,) int64, the largest cluster 0; empty clusters vanish.
-
-    Args:
-        features: (n, d) float32, L2-normalised.
-        k: clusters wanted.
-        seed: seed of the initial centroids.
-    """
-    features = np.ascontiguousarray(features, np.float32)
-    kmeans = faiss.Kmeans(
-        features.shape[1], k, niter=50, nredo=5, seed=seed, spherical=True, min_points_per_centroid=1,
-        init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
-        max_points_per_centroid=max(256, -(-len(features) // k)),
-    )  # fmt: skip
-    with _one_thread():
-        kmeans.train(features)
-        labels = kmeans.index.search(features, 1)[1][:, 0]
-    found, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    rank = np.empty(len(found), np.int64)
-    rank[np.argsort(-sizes, kind="stable")] = np.arange(len(found))
-    return rank[inverse]
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Run faiss on one thread: the same sums, and so the same clusters, on any number of cores.
-
-    The number is put back because faiss may share its OpenMP runtime with torch.
-    """
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
-
-
 def modality_preview(modalities: Modalities, load: Callable[[int], np.ndarray]) -> Image.Image:
     """Draw a grid with one column a modality and up to 8 images each.
 
@@ -196,4 +160,4 @@ def modality_preview(modalities: Modalities, load: Callable[[int], np.ndarray]) 
     columns = [[load(int(i)) for i in modalities.images_of(m)[:PREVIEW_ROWS]] for m in range(len(modalities.table))]
     blank = np.full_like(columns[0][0], 255)
     rows = [[column[r] if r < len(column) else blank for column in columns] for r in range(max(map(len, columns)))]
-    return images.grid(rows, min_side_px=32)
+    return imaging.grid(rows, min_side_px=32)

@@ -4,39 +4,20 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rebalance import losses
-from rebalance.augmentations import distort_content
 from rebalance.config import EncoderOptions, Recipe
-from rebalance.devices import without_waiting
+from rebalance.learning.batches import ImageBatch
+from rebalance.learning.trainable import Loss, NetworkOptimizer, Phase, StepContext, Trainable
+from rebalance.networks import losses
+from rebalance.networks.augmentations import distort_content
 from rebalance.networks.encoder import Backbone, ProjectionHead, VariationalAutoencoder
-from rebalance.trainable import Loss, Phase, StepContext, Trainable
-
-
-@dataclass(frozen=True)
-class ImageBatch:
-    """Images (B, C, H, W) float32 in [-1, 1]."""
-
-    images: torch.Tensor
-
-    def to(self, device: torch.device, memory_format: torch.memory_format) -> ImageBatch:
-        """Return the batch on a device, without waiting, in the memory format."""
-        return ImageBatch(self.images.to(device, non_blocking=True, memory_format=memory_format))
-
-    def __len__(self) -> int:
-        """Return B."""
-        return len(self.images)
-
-    def pin_memory(self) -> ImageBatch:
-        """Return the batch in page-locked memory."""
-        return ImageBatch(self.images.pin_memory())
+from rebalance.runtime.devices import without_waiting
 
 
 class Encoder(Trainable):
@@ -49,7 +30,12 @@ class Encoder(Trainable):
     @property
     def phases(self) -> tuple[Phase, ...]:
         """All networks at once."""
-        return (Phase("encoder", tuple(self.networks), self.options.lr),)
+        return (Phase("encoder", tuple(self.networks)),)
+
+    @property
+    def optimizers(self) -> dict[str, NetworkOptimizer]:
+        """One rate for all."""
+        return dict.fromkeys(self.networks, NetworkOptimizer(self.options.lr))
 
     @abstractmethod
     def features(self, images: torch.Tensor) -> torch.Tensor:
@@ -80,9 +66,14 @@ class ContrastiveEncoder(Encoder):
 class VariationalEncoder(Encoder):
     """A VAE; the paper's ablation shows that its modalities are worse."""
 
+    @property
+    def vae(self) -> VariationalAutoencoder:
+        """Return the network."""
+        return cast(VariationalAutoencoder, self.networks["vae"])
+
     def forward(self, batch: ImageBatch, context: StepContext) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Encode, draw, decode: mean, log-variance and reconstruction."""
-        vae = self.networks["vae"]
+        vae = self.vae
         mean, log_variance = vae.encode(batch.images)
         noise = without_waiting(context.draws.normal(*mean.shape), mean.device).to(mean.dtype)
         return mean, log_variance, vae.decode(mean + noise * (0.5 * log_variance).exp())
@@ -96,7 +87,7 @@ class VariationalEncoder(Encoder):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return mean codes (B, latent)."""
-        return self.networks["vae"].encode(images)[0]
+        return self.vae.encode(images)[0]
 
 
 def make_encoder(recipe: Recipe) -> Encoder:

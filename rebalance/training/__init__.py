@@ -1,24 +1,23 @@
-"""Station 5, training: one loop for everything that learns, and the run directory it fills."""
+"""Station 5, training: the stages of a fit, and the run directory that they fill."""
 
-from rebalance.training.fit import FitResult, fit
+from rebalance.training.fitting import FitResult, fit
 from rebalance.training.loading import encoder_of, load_encoder, load_method, reference_labels
-from rebalance.training.loop import LoopOptions, Trainer, train
-from rebalance.training.run import RunDirectory, Unit, units_of
-from rebalance.training.verify import RunVerification, verify_run
+from rebalance.training.run_directory import RunDirectory
+from rebalance.training.stages import Stage, Unit, stages_of, units_of
+from rebalance.training.verification import RunVerification, verify_run
 
 __all__ = [
     "FitResult",
-    "LoopOptions",
     "RunDirectory",
     "RunVerification",
-    "Trainer",
+    "Stage",
     "Unit",
     "encoder_of",
     "fit",
     "load_encoder",
     "load_method",
     "reference_labels",
-    "train",
+    "stages_of",
     "units_of",
     "verify_run",
 ]

@@ -1,18 +1,19 @@
 """Station 10, trials: what synthetic images do for a classifier that is trained with them.
 
-`arms` says what can be compared, `material` loads the images, `held_out` says which are val, `amounts` how many an arm
-takes, `pools` draws batches of them, `classifier` trains one trial, `trial_files` keeps it, `figures` reads its
-confusion matrix, `results` joins trials over seeds, `study` runs what is missing.
+`remedies` treat imbalance without synthetic images, `arms` says what can be compared, `material` loads the images,
+`held_out` says which are val, `amounts` how many an arm takes, `batches` draws them, `trial` trains one classifier,
+`records` keeps it, `figures` reads its confusion matrix, `summary` compares arms over seeds, `runner` runs what is
+missing, `study` is the whole.
 """
 
+from rebalance.planning.tuned import TUNED, Tuned
 from rebalance.trials.arms import DEFAULT, Arm, parse_arms
-from rebalance.trials.results import ArmResult, Downstream, Tuned
-from rebalance.trials.study import CHART, MULTIPLES, RESULT, TUNED, downstream
+from rebalance.trials.results import CHART, RESULT, ArmResult, Downstream
+from rebalance.trials.study import downstream
 
 __all__ = [
     "CHART",
     "DEFAULT",
-    "MULTIPLES",
     "RESULT",
     "TUNED",
     "Arm",

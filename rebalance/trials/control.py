@@ -1,4 +1,4 @@
-"""Translations of rich classes, so that being synthetic says nothing of an image's class."""
+"""Translations of rich classes within themselves, so that being synthetic says nothing of an image's class."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rebalance import images
-from rebalance.generation import LoadedRun, Model, keyed_rng
+from rebalance import imaging
+from rebalance.generation.loaded_run import LoadedRun, Model
+from rebalance.generation.provenance import Provenance
+from rebalance.generation.slots import keyed_rng
+from rebalance.methods.base import Conditions
 from rebalance.training import reference_labels
 
 
@@ -19,11 +22,16 @@ class Translation:
 
     Attributes:
         pixels: (H, W, C) uint8.
-        made_from: names of its source and its reference.
+        provenance: its source, and its reference if the method takes one.
     """
 
     pixels: np.ndarray
-    made_from: tuple[str, str]
+    provenance: Provenance
+
+
+def translates(run: LoadedRun) -> bool:
+    """Return True if the run's method makes images from source images, as control images need."""
+    return run.recipe.options.inputs.source
 
 
 def rich_translations(
@@ -32,7 +40,7 @@ def rich_translations(
     """Translate images of a class that takes part in training within itself: a random one into the style of another.
 
     Args:
-        run: the run.
+        run: the run, whose method `translates`.
         class_name: the class; one that no model was trained on gives nothing.
         n: images.
         seed: seed of the draws.
@@ -42,22 +50,39 @@ def rich_translations(
     if model is None:
         return
     rng, batch = keyed_rng("control", class_name, seed), run.recipe.generation.batch
-    rows = run.index.rows("train", class_name)
+    rows, inputs = run.index.rows("train", class_name), model.method.inputs
+    parts = 2 if inputs.references else 1
     for first in range(0, n, batch):
         drawn = rng.choice(rows, (2, min(batch, n - first)))
-        pixels = _translated(run, model, drawn[0], drawn[1], device)
-        for image, source, reference in zip(pixels, *drawn.tolist(), strict=True):
-            yield Translation(image, (run.index.name(source), run.index.name(reference)))
+        latents = rng.standard_normal((drawn.shape[1], inputs.latent_size), np.float32)
+        pixels = _translated(run, model, drawn[0], drawn[1], latents, device)
+        for image, *of_image in zip(pixels, *drawn[:parts].tolist(), strict=True):
+            yield Translation(image, Provenance("images", tuple(map(run.index.name, of_image))))
 
 
 @torch.inference_mode()
 def _translated(
-    run: LoadedRun, model: Model, sources: np.ndarray, references: np.ndarray, device: torch.device
+    run: LoadedRun, model: Model, sources: np.ndarray, others: np.ndarray, latents: np.ndarray, device: torch.device
 ) -> np.ndarray:
+    """Return the images (n, H, W, C) uint8 that a model makes of sources in the style of other images.
+
+    Args:
+        run: the run.
+        model: one of its models.
+        sources: ids (n,) of the sources.
+        others: ids (n,) of the references, or, for a method that takes none, of images whose labels are taken.
+        latents: (n, latent_size) float32.
+        device: where the model is.
+    """
+
     def squares(rows: np.ndarray) -> torch.Tensor:
         pixels = np.stack([run.index.square(int(row), run.recipe.data) for row in rows])
-        return images.to_float(torch.from_numpy(pixels)).to(device)
+        return imaging.to_float(torch.from_numpy(pixels)).to(device)
 
-    labels = reference_labels(references.tolist(), model.unit.labels(run.modalities), run.modalities)
-    codes = model.method.reference_codes(squares(references), torch.tensor(labels, device=device))
-    return images.to_pixels(model.method.synthesize(squares(sources), codes))
+    inputs = model.method.inputs
+    conditions = Conditions(
+        torch.tensor(reference_labels(others.tolist(), model.modalities, run.modalities), device=device),
+        squares(others) if inputs.references else None,
+        torch.from_numpy(latents).to(device) if inputs.latent_size else None,
+    )
+    return imaging.to_pixels(model.method.make(squares(sources), model.method.codes(conditions)))

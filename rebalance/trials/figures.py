@@ -1,21 +1,16 @@
-"""Figures of classifiers on imbalanced data, from confusion matrices, and their differences over seeds."""
+"""Figures of classifiers on imbalanced data, from confusion matrices."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from rebalance.estimators import student_quantile
-
-CONFIDENCE = 0.95
-
 
 @dataclass(frozen=True)
 class Figures:
-    """What one confusion matrix says, over the classes that it has images of.
+    """Figures of one confusion matrix, over the classes that it has images of.
 
     Attributes:
         balanced_accuracy: mean recall.
@@ -38,7 +33,7 @@ SCALARS = ("balanced_accuracy", "macro_f1", "geometric_mean", "macro_geometric_m
 """The figures that are one number."""
 
 
-def figures(confusion: np.ndarray, poor: Sequence[int]) -> Figures:
+def figures_of(confusion: np.ndarray, poor: Sequence[int]) -> Figures:
     """Return the figures of a confusion matrix.
 
     Args:
@@ -51,45 +46,17 @@ def figures(confusion: np.ndarray, poor: Sequence[int]) -> Figures:
     f1 = 2 * hits[seen] / (of_class + taken)[seen]
     negatives = total - of_class
     specificity = 1 - np.divide(taken - hits, negatives, out=np.zeros(len(hits)), where=negatives > 0)
-    known = recalls[seen]
+    measured = recalls[seen]
     return Figures(
-        balanced_accuracy=float(known.mean()),
+        balanced_accuracy=float(measured.mean()),
         macro_f1=float(f1.mean()),
-        geometric_mean=float(known.prod() ** (1 / len(known))),
-        macro_geometric_mean=float(np.sqrt(known * specificity[seen]).mean()),
+        geometric_mean=float(measured.prod() ** (1 / len(measured))),
+        macro_geometric_mean=float(np.sqrt(measured * specificity[seen]).mean()),
         poor_recall=_mean_of([recalls[label] for label in poor]),
         recalls=tuple(recalls.tolist()),
     )
 
 
 def _mean_of(values: Sequence[float]) -> float:
-    known = [value for value in values if np.isfinite(value)]
-    return float(np.mean(known)) if known else float("nan")
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A figure over seeds.
-
-    Attributes:
-        mean: its mean.
-        deviation: its standard deviation; None of one seed.
-        low: lower end of the 95% interval of the mean (Student's t); None of one seed.
-        high: upper end.
-    """
-
-    mean: float
-    deviation: float | None
-    low: float | None
-    high: float | None
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Return mean, deviation and 95% interval of a figure, or of paired differences, over seeds."""
-    known, n = np.asarray(values, np.float64), len(values)
-    mean = float(known.mean())
-    if n < 2 or not np.isfinite(mean):
-        return Spread(mean, None, None, None)
-    deviation = float(known.std(ddof=1))
-    half = student_quantile(0.5 + CONFIDENCE / 2, n - 1) * deviation / math.sqrt(n)
-    return Spread(mean, deviation, mean - half, mean + half)
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.mean(finite)) if finite else float("nan")

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from rebalance.generation.provenance import Provenance
 from rebalance.index import ImageIndex, carve_validation
 
 
@@ -31,8 +32,8 @@ class HeldOut:
 
     @property
     def changes(self) -> bool:
-        """Whether every seed has val images of its own."""
-        return self.fraction > 0 and not (self.index.column("split") == "val").any()
+        """True where every seed has val images of its own."""
+        return self.fraction > 0 and not bool((self.index.column("split") == "val").any())
 
     @cached_property
     def of_run(self) -> ImageIndex:
@@ -48,14 +49,14 @@ class HeldOut:
     def _ids(self) -> dict[str, int]:
         return {self.index.name(image_id): image_id for image_id in range(self.index.table.num_rows)}
 
-    def knows(self, names: tuple[str, ...]) -> bool:
-        """Whether images of these names are all in the data set; of no name, nothing is known."""
-        return bool(names) and all(name in self._ids for name in names)
+    def can_trace(self, provenance: Provenance) -> bool:
+        """Return True if all real images that an image was made from are named, and in the data set."""
+        return bool(provenance.images) and all(name in self._ids for name in provenance.images)
 
-    def ids_of(self, names: Iterable[tuple[str, ...]]) -> np.ndarray:
+    def ids_of(self, provenances: Iterable[Provenance]) -> np.ndarray:
         """Return the ids (n, k) int64 of the real images that each of n images was made from, -1 for none."""
-        found = [[self._ids.get(name, -1) for name in of_one] for of_one in names]
-        table = np.full((len(found), max(map(len, found), default=0)), -1, np.int64)
-        for row, known in enumerate(found):
-            table[row, : len(known)] = known
+        ids = [[self._ids.get(name, -1) for name in provenance.images] for provenance in provenances]
+        table = np.full((len(ids), max(map(len, ids), default=0)), -1, np.int64)
+        for row, of_image in enumerate(ids):
+            table[row, : len(of_image)] = of_image
         return table

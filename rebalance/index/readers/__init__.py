@@ -1,0 +1,1 @@
+"""The forms of a data set, one reader each."""

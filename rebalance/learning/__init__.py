@@ -1,0 +1,1 @@
+"""Tools: one training loop for everything that learns."""

@@ -1,0 +1,1 @@
+"""Tools: features, and what is measured on sets of them."""

@@ -1,0 +1,1 @@
+"""Tools: devices, processes that work together, random draws, threads, progress."""
