@@ -261,7 +261,7 @@ class Draw:
 
     def settings(self) -> dict[str, Any]:
         """Return what the lines of every draw depend on, without what a machine chooses."""
-        values = to_mapping(replace(self.recipe, seed=0))
+        values = replace(self.recipe, seed=0).to_mapping()
         for key in ("threads", "precision", "memory_format"):
             del values["training"][key]
         recipe = storage.sha256_bytes(storage.canonical_json(values).encode())

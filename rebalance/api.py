@@ -167,15 +167,15 @@ def generate(
         data: where the data set is now, if it has moved since the fit.
         output: settings of the output.
         filtering: limits that images and classes must pass; checks and features are the recipe's unless named here.
-        workers: processes; 0: as many as there are CPUs, one on a GPU. It does not change a byte. More than one needs
-            the caller's script to be importable (`if __name__ == "__main__"`).
+        workers: processes; 0: as many as there are CPUs and work for, one on a GPU. It does not change a byte. More
+            than one needs the caller's script to be importable (`if __name__ == "__main__"`).
         device: "auto", "cpu" or "cuda".
         overwrite: delete what `out` holds and start again.
         progress: show a progress bar on stderr.
 
     Raises:
         InputError: wrong input.
-        RefusedError: `out` holds shards of another request, or another process works on it.
+        RefusedError: `out` holds shards of another request or version, or another process works on it.
         DamagedError: the run is damaged.
     """
     from rebalance.shards import from_run
@@ -209,21 +209,23 @@ def filter(
 ) -> FilterResult:
     """Write the images that pass the filter to shards; the same call again makes only what is missing.
 
+    What `generate` says of shards that an earlier call has made holds here too.
+
     Args:
         images: an image folder, manifest or shards, or a complete output of `generate` or `filter`.
-        real: the real data set, with the same classes.
+        real: the real data set, with the same classes, whose train and val images the filter is calibrated on.
         out: folder of the shards.
         output: settings of the output; the file format is that of the images where they all have one.
         filtering: limits that images and classes must pass, and the features in which they are judged.
-        workers: processes; 0: as many as there are CPUs, one on a GPU. It does not change a byte. More than one needs
-            the caller's script to be importable (`if __name__ == "__main__"`).
+        workers: processes; 0: as many as there are CPUs and work for, one on a GPU. It does not change a byte. More
+            than one needs the caller's script to be importable (`if __name__ == "__main__"`).
         device: "auto", "cpu" or "cuda".
         overwrite: delete what `out` holds and start again.
         progress: show progress bars on stderr.
 
     Raises:
         InputError: wrong input.
-        RefusedError: `out` holds shards of another request, or another process works on it.
+        RefusedError: `out` holds shards of another request or version, or another process works on it.
     """
     from rebalance.shards import from_images
 

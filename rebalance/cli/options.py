@@ -61,7 +61,10 @@ device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
 )
 workers_option = click.option(
-    "--workers", type=int, default=0, help="Processes; 0: one a CPU, or one on a GPU.  [default: 0]"
+    "--workers",
+    type=int,
+    default=0,
+    help="Processes; 0: one a CPU where there is work for it, or one on a GPU.  [default: 0]",
 )
 answer_options = combined(json_option, quiet_option)
 run_options = combined(device_option, answer_options)

@@ -24,6 +24,9 @@ from rebalance.runtime.threads import torch_threads
 
 MOST_WORKERS = 1024
 
+# Items that are worth a process, which takes some seconds to start: small gray images are made a hundred a second, and
+# judged ten a second.
+_LEAST_ITEMS = 256
 # How often the counts of the workers are shown.
 _POLL_SECONDS = 0.25
 # From <sys/prctl.h>: the signal that this process gets when its parent ends.
@@ -42,10 +45,14 @@ def check_workers(workers: int) -> None:
         raise InputError("`workers`", value=workers, allowed=f"0 to {MOST_WORKERS}")
 
 
-def n_workers(workers: int, device: torch.device, n_shards: int) -> int:
-    """Return how many processes make shards, at most one a shard; 0 asks for one a CPU, or one on a GPU."""
+def n_workers(workers: int, device: torch.device, n_shards: int, n_items: int) -> int:
+    """Return how many processes make shards, at most one a shard.
+
+    0 asks for one a CPU, or one on a GPU, as long as each has enough items to be worth its start.
+    """
     if workers == 0:
-        workers = cpu_count() if device.type == "cpu" else 1
+        worth = max(1, n_items // _LEAST_ITEMS)
+        workers = min(cpu_count(), worth) if device.type == "cpu" else 1
     return min(workers, n_shards)
 
 

@@ -108,23 +108,7 @@ def evaluate(
     device: str = "auto",
     progress: bool = False,
 ) -> Evaluation:
-    """Compare synthetic images with held-out real ones; for an output of `generate` the result is kept in it.
-
-    Args:
-        synthetic: an output of `generate` or `filter`, or an image folder, manifest or shards made by anything else.
-        real: the real data set.
-        split: "test", "val" or "train"; by default test, else val, which the run may have held out itself.
-        features: in which images are compared.
-        square: how real images are brought to the synthetic ones' square; by default the run's way, else "crop".
-        dimensions: principal components in which the Fréchet distance is taken, at most.
-        max_images: images of a class and side, at most; more are drawn from.
-        seed: seed of every draw.
-        device: "auto", "cpu" or "cuda".
-        progress: show progress bars on stderr.
-
-    Raises:
-        InputError: wrong input, no held-out split, or no class on both sides.
-    """
+    """Compare synthetic images with held-out real ones; see `rebalance.api.evaluate`."""
     _check(split, square, dimensions, max_images, seed)
     synthetic, place = Path(synthetic), choose_device(device)
     manifest = manifest_of(synthetic, "synthetic")

@@ -95,7 +95,7 @@ def _measured(
 
 
 def evidence_of(batch: Sequence[Made], synthesizer: Synthesizer) -> Evidence:
-    """Return what is has_head of made images of one class."""
+    """Return the evidence on made images of one class."""
     has_head = synthesizer.has_head_for(batch[0].candidate.slot.class_name)
     features = np.stack([made.features for made in batch if made.features is not None])
     confidence = np.array([made.confidence for made in batch]) if has_head else None

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
+from rebalance.filtering.checks import REGISTRY
 from rebalance.shards.records import Manifest
+
+_WIDTH = 120  # characters of a line of the card
 
 
 def card_text(manifest: Manifest, origin: str, filled: Sequence[str]) -> str:
@@ -50,11 +54,15 @@ Each sample holds an image, `cls` (the label) and `json` with these fields:
   made from random numbers, `file` when it is a file that `source` names;
 - `source_class`, `modality`: class of the source, and its group within that class (-1: none);
 - `run`, `seed`, `candidate`: fingerprint and seed of this output, and number of the try (-1: none);
-- `scores`: `outlier` (distance from the real images, divided by the largest allowed), `confidence` (probability of the
-  class), `similarity` (cosine to the most similar real train image), `influence` (share of a pool of candidates that
-  increase the Fréchet distance less); -1: not measured;
+{_scores_line()}
 - `width`, `height`: in pixels.
 """
+
+
+def _scores_line() -> str:
+    """Return what the scores of all checks mean."""
+    scores = ", ".join(f"`{check.score_name}` ({check.score_doc})" for check in REGISTRY.values())
+    return textwrap.fill(f"- `scores`: {scores}; -1: not measured;", _WIDTH, subsequent_indent="  ")
 
 
 def _cell(text: str) -> str:

@@ -92,26 +92,7 @@ def filter(
     overwrite: bool = False,
     progress: bool = False,
 ) -> FilterResult:
-    """Write the images that pass the filter to shards; the same call again makes only what is missing.
-
-    What `generate` says of shards that an earlier call has made holds here too.
-
-    Args:
-        images: an image folder, manifest or shards, or a complete output of `generate` or `filter`.
-        real: the real data set, whose train and val images the filter is calibrated on.
-        out: folder of the shards.
-        output: how the output is written; the images keep their own format where they all have one.
-        filtering: what images and classes must pass; features are by default those of the run that made the images.
-        workers: processes; 0: as many as there are CPUs, one on a GPU. It does not change a byte. More than one needs
-            the caller's script to be importable (`if __name__ == "__main__"`).
-        device: "auto", "cpu" or "cuda".
-        overwrite: delete what `out` holds and start again.
-        progress: show progress bars on stderr.
-
-    Raises:
-        InputError: wrong input.
-        RefusedError: `out` holds shards of another request or version, or another process works on it.
-    """
+    """Write the images that pass the filter to shards; see `rebalance.api.filter`."""
     start, target, place = time.monotonic(), Path(out), choose_device(device)
     check_workers(workers)
     _check_output(output)

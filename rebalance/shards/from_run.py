@@ -70,31 +70,7 @@ def generate(
     overwrite: bool = False,
     progress: bool = False,
 ) -> GenerationResult:
-    """Make the shards of a run; the same call again makes only what is missing.
-
-    A shard that an earlier call has made is trusted when its marker and its moments are intact and its tar has the size
-    that the marker says. Damage that keeps the size is found by `verify`, which names the tar; delete that file, and
-    the same call makes it again. Processes that `torchrun` started share the shards among them.
-
-    Args:
-        run: a finished run directory.
-        out: folder of the shards.
-        balance: other amounts than the run's plan, for targets that were fitted; "tuned" is what `downstream` chose.
-        max_multiple: cap on synthetic images of a class, times its real ones.
-        data: where the data set is now, if it has moved since the fit.
-        output: how the output is written.
-        filtering: what images and classes must pass; checks and features are the recipe's unless they are named.
-        workers: processes; 0: as many as there are CPUs, one on a GPU. It does not change a byte. More than one needs
-            the caller's script to be importable (`if __name__ == "__main__"`).
-        device: "auto", "cpu" or "cuda".
-        overwrite: delete what `out` holds and start again.
-        progress: show a progress bar on stderr.
-
-    Raises:
-        InputError: wrong input.
-        RefusedError: `out` holds shards of another request or version, or another process works on it.
-        DamagedError: the run is damaged.
-    """
+    """Make the shards of a run; see `rebalance.api.generate`."""
     start = time.monotonic()
     _check_options(output, filtering, workers, overwrite)
     place = choose_device(device)

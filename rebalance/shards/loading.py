@@ -106,25 +106,7 @@ def load_shards(
     even: bool = False,
     weights: str | Path | Mapping[str, float] | None = None,
 ) -> ShardDataset:
-    """Return the samples of a complete output as a torch `IterableDataset` of (image, label).
-
-    Under several DataLoader workers and distributed ranks every sample is yielded exactly once; each consumer takes
-    every so-many-th sample, so ranks differ by at most one sample a worker.
-
-    Args:
-        out: folder made by `generate` or `filter`.
-        transform: applied to the PIL image.
-        shuffle: size of the shuffle buffer; shards are shuffled too. 0 keeps the order. Call `set_epoch` each epoch.
-        seed: seed of the order.
-        even: drop the last few samples so that all ranks and workers yield the same number.
-        weights: share of a class's mass that its synthetic images should have, by class, or the `tuned.json` of
-            `downstream`; samples are then (image, label, weight), to multiply losses with. The output must have real
-            images (`include_real`), because a share is of both.
-
-    Raises:
-        InputError: not a complete output, or shares that cannot be had in it.
-        DamagedError: its manifest is damaged.
-    """
+    """Return the samples of a complete output; see `rebalance.api.load_shards`."""
     out = storage.existing_folder(Path(out), "out")
     if not storage.is_file(out / MANIFEST):
         raise InputError(

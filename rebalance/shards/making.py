@@ -38,7 +38,7 @@ def make_shards(
         worker: makes them in this process.
         work: starts other processes.
         names: which shards.
-        workers: processes; 0: one a CPU, or one on a GPU.
+        workers: processes; 0: one a CPU where there is work for it, or one on a GPU.
         threads: CPU threads of a process.
         device: where to compute.
         title: name of the progress bar.
@@ -46,8 +46,9 @@ def make_shards(
     """
     if not names:
         return
-    n_processes = n_workers(workers, device, len(names))
-    with counting(title, sum(map(worker.n_images, names)), check_names(), progress) as count:
+    n_images = sum(map(worker.n_images, names))
+    n_processes = n_workers(workers, device, len(names), n_images)
+    with counting(title, n_images, check_names(), progress) as count:
         if n_processes == 1:
             make_here(worker, names, threads, count)
         else:

@@ -64,27 +64,7 @@ def downstream(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Downstream:
-    """Train a small classifier with and without synthetic images and compare; the same call again resumes.
-
-    Arms train on train for the same number of steps, all choices are made on val, and figures are those of test.
-
-    Args:
-        data: the real data set, with a test split; val is held out as the run did.
-        synthetic: an output of `generate` or `filter`, or synthetic images in class folders.
-        results: folder of the study; by default beside the synthetic images, with `-downstream` behind its name.
-        run: the run that made the output: for arms with unfiltered or control images, and to keep the tuned balance in.
-        recipe: where the section `downstream` is read; by default the run's recipe, else gpu-128.
-        overrides: `key=value` changes of the recipe.
-        study: the arms, and how often each is trained. Arms that the folder has already are reported as well.
-        device: "auto", "cpu" or "cuda".
-        overwrite: delete what the folder of the study holds and start again.
-        progress: show progress bars on stderr.
-
-    Raises:
-        InputError: wrong input.
-        RefusedError: the folder holds another study, or another process works on it.
-        DivergedError: a loss was not finite.
-    """
+    """Train a small classifier with and without synthetic images and compare; see `rebalance.api.downstream`."""
     start, place, synthetic = time.monotonic(), choose_device(device), Path(synthetic)
     manifest = manifest_of(synthetic, "synthetic")
     folder = results_folder(results, data, synthetic)

@@ -110,8 +110,8 @@ def test_quality_changes_one_thing_at_a_time():
             other = translator.load_recipe(recipe, list(changes))
             differing = {
                 key
-                for key, value in translator._flat(translator.to_mapping(other), "").items()
-                if value != translator._flat(translator.to_mapping(base), "")[key]
+                for key, value in translator._flat(other.to_mapping(), "").items()
+                if value != translator._flat(base.to_mapping(), "")[key]
             }
             assert len(differing) == (switch != quality.BASE), switch
 

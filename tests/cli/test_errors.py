@@ -1,41 +1,12 @@
 """Error messages and exit codes."""
 
-import contextlib
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import click
 import pytest
-from hypothesis import strategies as st
 
-import rebalance
 from rebalance.cli import entry
 from rebalance.errors import DamagedError, DivergedError, InputError, InterruptedRunError, RebalanceError, RefusedError
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=12,
-)
-
-
-def visible(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
-
-
-@contextlib.contextmanager
-def other_process(code, *arguments):
-    """Run Python code in another process; yield it once it has printed a line, and kill it at the end."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(rebalance.__file__).parents[1])}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
-        try:
-            assert process.stdout.readline() == "ready\n"
-            yield process
-        finally:
-            process.kill()
 
 
 @pytest.mark.parametrize(

@@ -632,7 +632,7 @@ class BrightnessCheck(Check):
     """Reject images that are brighter than all real ones."""
 
     name, score_name, threshold_name = "too_bright", "brightness", "max_brightness"
-    score_doc, sentence = "mean brightness, 0 to 1", "it is brighter than every real image"
+    score_doc = "mean brightness, 0 to 1"
     limit = Limit("max_brightness", 0.0, 1.0)
     pixel_measures = {"brightness": lambda pixels: pixels.mean((1, 2, 3))}  # noqa: RUF012
 

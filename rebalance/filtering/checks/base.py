@@ -180,9 +180,8 @@ class Check(ABC):
     Attributes:
         name: the check, which is also the reason of a rejection.
         score_name: its score in records.
-        score_doc: the meaning of the score.
+        score_doc: the meaning of the score, for the card of an output.
         threshold_name: its limit in `thresholds`.
-        sentence: what it rejects, for the card of an output and the docs.
         limit: what a user may give in place of the calibrated limit; None: nothing.
         after_others: whether it is fitted to the candidates that pass the checks without this.
         pixel_measures: values (n,) that are measured on images (n, H, W, C) uint8, by name.
@@ -192,7 +191,6 @@ class Check(ABC):
     score_name: ClassVar[str]
     score_doc: ClassVar[str]
     threshold_name: ClassVar[str]
-    sentence: ClassVar[str]
     limit: ClassVar[Limit | None] = None
     after_others: ClassVar[bool] = False
     pixel_measures: ClassVar[Mapping[str, Callable[[np.ndarray], np.ndarray]]] = {}

@@ -80,9 +80,8 @@ class InfluenceCheck(Check):
 
     name = "influence"
     score_name = "influence"
-    score_doc = "share of the pool with less influence on the Fréchet distance"
+    score_doc = "share of a pool of candidates that increase the Fréchet distance less"
     threshold_name = "keep"
-    sentence = "it takes the class's Fréchet distance up; the share kept is what comes nearest to held-out real images"
     limit = Limit("keep", 0.01, 1.0)
     after_others = True
 

@@ -77,13 +77,15 @@ class FittedLowConfidence(FittedCheck):
 
 
 class LowConfidenceCheck(Check):
-    """Reject what fewer than 5% of unseen real images would be: so unlikely of their class."""
+    """Reject what fewer than 5% of unseen real images would be: so unlikely of their class.
+
+    The method's own class head and a classifier of the features judge together.
+    """
 
     name = "low_confidence"
     score_name = "confidence"
-    score_doc = "probability of its class"
+    score_doc = "probability of the class"
     threshold_name = "min_confidence"
-    sentence = "its class is less likely than that of 95% of real images, to the method and a classifier together"
     limit = Limit("min_confidence", 0.0, 1.0)
 
     def needs(self, limit: float | None) -> frozenset[Need]:

@@ -78,7 +78,6 @@ class MemorisedCheck(Check):
     score_name = "similarity"
     score_doc = "cosine to the most similar real train image"
     threshold_name = "max_similarity"
-    sentence = "it is nearer to a train image, or that moved, flipped or compressed, than 99% of held-out real images"
     limit = Limit("max_similarity", -1.0, 1.0)
 
     def needs(self, limit: float | None) -> frozenset[Need]:

@@ -82,13 +82,16 @@ def texture(pixels: np.ndarray) -> np.ndarray:
 
 
 class OutlierCheck(Check):
-    """Reject what lies beyond 99% of the real images, each measured leave-one-out."""
+    """Reject what lies beyond 99% of the real images, each measured leave-one-out, in features or in texture.
+
+    The score is the larger of the Mahalanobis distance and the deviation of the texture, each over its limit.
+    Deep features hardly see that an image is rougher or smoother than real ones.
+    """
 
     name = "outlier"
     score_name = "outlier"
-    score_doc = "Mahalanobis distance, or deviation of the texture, over the largest allowed"
+    score_doc = "distance from the real images, divided by the largest allowed"
     threshold_name = "max_distance"
-    sentence = "it lies farther out than 99% of real images, or is rougher or smoother, which deep features hardly see"
     pixel_measures: ClassVar[Mapping[str, Callable[[np.ndarray], np.ndarray]]] = {TEXTURE: texture}
 
     def fit(self, material: ClassMaterial) -> Fit:
