@@ -112,14 +112,14 @@ def evaluate(
     _check(split, square, dimensions, max_images, seed)
     synthetic, place = Path(synthetic), choose_device(device)
     manifest = manifest_of(synthetic, "synthetic")
-    index = build_index(Path(real), progress=progress)
+    index = build_index(Path(real), progress=progress, parameter="real")
     if manifest:
         index = carve_validation(index, manifest.validation.fraction, manifest.validation.seed)
     split = _split(index, split)
     pictures = (
         pictures_of_output(synthetic, max_images)
         if manifest
-        else pictures_of_index(build_index(synthetic, progress=progress), max_images, seed)
+        else pictures_of_index(build_index(synthetic, progress=progress, parameter="synthetic"), max_images, seed)
     )
     check_classes(pictures, index, split)
     view = view_of(pictures, manifest, square)

@@ -28,7 +28,7 @@ _CHUNK = 256  # images a task, so that futures cost little beside decoding
 _AHEAD = 64  # tasks on their way: enough for 32 threads
 
 
-def build_index(data: Path, sublabel_column: str = "", progress: bool = False) -> ImageIndex:
+def build_index(data: Path, sublabel_column: str = "", progress: bool = False, parameter: str = "data") -> ImageIndex:
     """Index a data set: an image folder, a manifest, or WebDataset shards.
 
     Facts about files whose size, times and inode are as they were the last time come from the cache.
@@ -37,11 +37,12 @@ def build_index(data: Path, sublabel_column: str = "", progress: bool = False) -
         data: path of the data set.
         sublabel_column: manifest column of sub-labels, if any.
         progress: show a progress bar on stderr.
+        parameter: what the caller's user calls the path, for errors.
 
     Raises:
         InputError: the path has none of the forms. A bad image is a row with its reason, never an error.
     """
-    listing = read_listing(Path(data), sublabel_column)
+    listing = read_listing(Path(data), sublabel_column, parameter)
     cache = FactsCache.of(listing.root)
     bar = tqdm(total=listing.table.num_rows, desc="index", unit="img", disable=not progress, leave=False)
     threads = ThreadPoolExecutor(max_workers=min(32, (os.cpu_count() or 1) + 2))

@@ -177,6 +177,8 @@ def test_the_whole_job_from_the_command_line(data, tmp_path):
         (["fit", "DATA", "--run", "run", "--recipe", TINY, "--device", "cuda"], "no usable GPU"),
         (["generate", "nowhere", "--out", "out"], "not a run directory"),
         (["verify", "nowhere"], "does not exist"),
+        (["filter", "DATA", "--real", "nowhere", "--out", "out"], "--real does not exist"),
+        (["evaluate", "DATA", "--real", "nowhere"], "--real does not exist"),
     ],
 )
 def test_wrong_input_is_one_message_and_exit_code_2(data, tmp_path, arguments, message):

@@ -13,12 +13,13 @@ from rebalance.index.readers.manifest import read_manifest
 from rebalance.index.readers.shards import read_shards
 
 
-def read_listing(data: Path, sublabel_column: str = "") -> Listing:
+def read_listing(data: Path, sublabel_column: str = "", parameter: str = "data") -> Listing:
     """List a data set of any supported form.
 
     Args:
         data: image folder, folder of tar files, tar file, or manifest (.csv, .tsv, .parquet).
         sublabel_column: manifest column of sub-labels, if any.
+        parameter: what the caller's user calls the path, for errors.
 
     Raises:
         InputError: the path does not exist or has none of the forms.
@@ -26,7 +27,7 @@ def read_listing(data: Path, sublabel_column: str = "") -> Listing:
     data = Path(data)
     if not storage.exists(data):
         raise InputError(
-            "`data` does not exist", value=str(data), allowed="image folder, manifest or WebDataset shards"
+            f"`{parameter}` does not exist", value=str(data), allowed="image folder, manifest or WebDataset shards"
         )
     if storage.is_file(data) and data.suffix == ".tar":
         return read_shards(data.parent, [data])
